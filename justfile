@@ -1,0 +1,55 @@
+# Every recipe is what CI runs, or a stage of it: see tools/test.
+
+export CARGO_TARGET_DIR := env("CARGO_TARGET_DIR", env("HOME") / ".cache/rewindfs-target")
+
+# list the recipes
+default:
+    @just --list
+
+# format the code in place
+fmt:
+    cargo fmt --all
+
+# formatting, clippy with warnings denied, shellcheck
+lint:
+    tools/test --stages fmt,lint,shell
+
+# the tests; a filter picks those whose name contains it
+test *filter:
+    tools/test {{ if filter == "" { "--stages test" } else { quote(filter) } }}
+
+# format, lints and the tests with the long ones scaled down
+quick *filter:
+    tools/test --quick {{ filter }}
+
+# licences, bans and sources of the dependencies
+deny:
+    tools/test --stages deny
+
+# known vulnerabilities in the dependencies (needs the network, so CI leaves it out)
+advisories: tools
+    bash -ec 'source tools/lib.sh; "$(cargo_deny)" --locked check advisories'
+
+# cargo-deny, compiled once into ~/.cache/rewindfs-tools
+tools:
+    bash -ec 'source tools/lib.sh; cargo_deny install'
+
+# compile the benchmarks, as CI does
+bench-build:
+    tools/test --stages benches
+
+# run the benchmarks
+bench *args:
+    cargo bench --locked -- {{ args }}
+
+# a training run with ten snapshotted checkpoints, read back bit-exact
+train:
+    tools/test --stages train
+
+# all that CI runs
+ci:
+    .ci/run
+
+# build, then bring a deleted checkpoint back out of a snapshot
+quickstart *dir:
+    tools/quickstart {{ dir }}

@@ -1,0 +1,285 @@
+//! `mount`, `umount`, `mount.rewindfs` and the server that they start.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::{Args, Parser};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::unistd::geteuid;
+
+use super::progress::Display;
+use super::{Outcome, Stopped, io_error, output, resolve, shown, unexpected};
+use crate::daemon::client::{Backend as _, Client};
+use crate::daemon::mount_options::{self, Parsed};
+use crate::daemon::protocol::{ControlError, Kind, MountRequest, Progress, Request, Response};
+use crate::daemon::registry::{self, Found, RuntimeDir};
+use crate::daemon::spawn::{self, Ready, ServeOptions};
+use crate::daemon::sys::END_PATIENCE;
+use crate::daemon::{logging, server};
+
+/// Mount a volume; returns when the mount is usable.
+#[derive(Debug, Args)]
+pub(super) struct Mount {
+    /// The store's directory.
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// An existing directory.
+    mountpoint: PathBuf,
+    /// Which volume [default: main].
+    #[arg(long)]
+    volume: Option<String>,
+    /// Allow no writes through this mount.
+    #[arg(long)]
+    read_only: bool,
+    /// Serve in this process, with the log on standard error, until it is unmounted.
+    #[arg(long)]
+    foreground: bool,
+    /// Mount options, separated by commas: those of mount(8), fsname=, subtype=, snapdir=visible,
+    /// snapdir-name=, volume=, keyfile=.
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    options: Vec<String>,
+    /// The key file, if it is not in its default place.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+/// Mount a rewindfs volume; run by mount(8) for the type rewindfs.
+#[derive(Debug, Parser)]
+#[command(name = "mount.rewindfs", version, max_term_width = 100)]
+pub(super) struct Helper {
+    /// The store's directory.
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// An existing directory.
+    #[arg(value_name = "DIR")]
+    mountpoint: PathBuf,
+    /// Tolerate unknown options.
+    #[arg(short = 's')]
+    sloppy: bool,
+    /// Only check the arguments.
+    #[arg(short = 'f')]
+    fake: bool,
+    /// Accepted and ignored: there is no mtab.
+    #[arg(short = 'n')]
+    no_mtab: bool,
+    /// Accepted and ignored.
+    #[arg(short = 'v', action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Accepted and ignored: the type is known.
+    #[arg(short = 't', value_name = "TYPE")]
+    fs_type: Option<String>,
+    /// Mount options, separated by commas.
+    #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
+    options: Vec<String>,
+}
+
+/// Unmount; returns when everything is durable.
+#[derive(Debug, Args)]
+pub(super) struct Umount {
+    /// Where it is mounted.
+    mountpoint: PathBuf,
+}
+
+/// Run a server; started by `mount`.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The store's directory, for those who look at the process list.
+    #[arg(value_name = "STORE")]
+    _store: PathBuf,
+}
+
+impl Helper {
+    pub(super) fn run(self) -> Result<ExitCode, Stopped> {
+        let parsed = parse_options(&self.options, self.sloppy)?;
+        if self.fake {
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mount = Mount {
+            store: self.store,
+            mountpoint: self.mountpoint,
+            volume: None,
+            read_only: false,
+            foreground: false,
+            options: Vec::new(),
+            key_file: None,
+        };
+        Ok(mount.run_with(parsed)?)
+    }
+}
+
+fn parse_options(texts: &[String], sloppy: bool) -> Result<Parsed, ControlError> {
+    mount_options::parse(texts, geteuid().as_raw(), sloppy).map_err(ControlError::usage)
+}
+
+impl Mount {
+    pub(super) fn run(self) -> Outcome {
+        let parsed = parse_options(&self.options, false)?;
+        self.run_with(parsed)
+    }
+
+    fn run_with(self, parsed: Parsed) -> Outcome {
+        let foreground = self.foreground;
+        let options = self.serve_options(parsed)?;
+        let node = registry::node_of(&options.store)?;
+        let dir =
+            RuntimeDir::own().map_err(|e| ControlError::failed(format!("the runtime directory: {e}")))?;
+        // Two mounts of one store at the same moment: the second waits, and then finds the first's server.
+        let lock =
+            dir.lock_start(node).map_err(|e| ControlError::failed(format!("waiting to start: {e}")))?;
+        if let Found::Leaving(process) = registry::find(&options.store, node) {
+            process.wait(END_PATIENCE);
+        }
+        if let Found::Running(entry) = registry::find(&options.store, node) {
+            if foreground {
+                let text =
+                    format!("{} has a server already; mount without --foreground", shown(&options.store));
+                return Err(ControlError::in_use(text));
+            }
+            let client = resolve::server_of(&options.store, &entry);
+            return match client.call(Request::Mount(options.mount), &mut show(&mut Display::new()))? {
+                Response::Mounted { .. } => output::done(),
+                _ => Err(unexpected()),
+            };
+        }
+        if foreground {
+            // The store's own lock decides from here on; this one would be held for days.
+            drop(lock);
+            logging::to_stderr();
+            server::run(options, &Ready::foreground())?;
+            return output::done();
+        }
+        let log = logging::log_path(node).map_or_else(|| "no log".to_owned(), shown);
+        spawn::start(&options, &log, &mut show(&mut Display::new()))?;
+        output::done()
+    }
+
+    /// Everything a server needs to know, with paths that mean the same in its working directory.
+    fn serve_options(self, parsed: Parsed) -> Result<ServeOptions, ControlError> {
+        let store = resolve::store_directory(&self.store)?;
+        let mountpoint = self.mountpoint.canonicalize().map_err(|e| match e.raw_os_error() {
+            Some(code) if code == Errno::ENOTCONN as i32 => dead_mount(&self.mountpoint),
+            _ => io_error("mounting at", &self.mountpoint, &e),
+        })?;
+        if !mountpoint.is_dir() {
+            return Err(ControlError::failed(format!("{} is not a directory", shown(&mountpoint))));
+        }
+        if store.starts_with(&mountpoint) || mountpoint.starts_with(&store) {
+            let text = format!("{} and the store {} contain each other", shown(&mountpoint), shown(&store));
+            return Err(ControlError::usage(text));
+        }
+        let key_file = self.key_file.or(parsed.key_file);
+        let key_file = key_file.map(|path| path.canonicalize().map_err(|e| io_error("reading", &path, &e)));
+        let volume = self.volume.or(parsed.volume).unwrap_or_else(|| resolve::DEFAULT_VOLUME.to_owned());
+        let mut options = parsed.options;
+        options.ro |= self.read_only;
+        let mount = MountRequest { volume, mountpoint, options };
+        Ok(ServeOptions { store, key_file: key_file.transpose()?, mount })
+    }
+}
+
+fn show(display: &mut Display) -> impl FnMut(Progress) {
+    |news| display.show(&news)
+}
+
+fn dead_mount(mountpoint: &Path) -> ControlError {
+    let path = shown(mountpoint);
+    ControlError::failed(format!("the server of the mount at {path} is gone; run: rewindfs umount {path}"))
+}
+
+impl Umount {
+    pub(super) fn run(self) -> Outcome {
+        // Relative paths and links, but not through the mountpoint itself: a dead one cannot be entered.
+        let (mountpoint, dead) = match self.mountpoint.canonicalize() {
+            Ok(path) => (path, false),
+            Err(e) if e.raw_os_error() == Some(Errno::ENOTCONN as i32) => {
+                (beside_itself(&self.mountpoint)?, true)
+            }
+            Err(e) => return Err(io_error("unmounting", &self.mountpoint, &e)),
+        };
+        if dead {
+            unmount_dead(&mountpoint)?;
+            return output::done();
+        }
+        let Some(mount) = resolve::mount_of(&mountpoint)? else {
+            return Err(not_a_mount(&mountpoint));
+        };
+        if mount.mountpoint != mountpoint && !same_directory(&mount.mountpoint, &mountpoint) {
+            return Err(not_a_mount(&mountpoint));
+        }
+        let client = Client::new(mount.socket, None);
+        let process = client.process();
+        let answer =
+            client.call(Request::Unmount { mountpoint: mount.mountpoint }, &mut show(&mut Display::new()))?;
+        match (answer, process) {
+            // What comes next may be a mount, which needs the store's lock.
+            (Response::Unmounted { stopping: true }, Some(process)) => {
+                process.wait(END_PATIENCE);
+            }
+            (Response::Unmounted { .. }, _) => {}
+            _ => return Err(unexpected()),
+        }
+        output::done()
+    }
+}
+
+fn not_a_mount(path: &Path) -> ControlError {
+    ControlError::new(Kind::NoStore, format!("{} is not where a rewindfs volume is mounted", shown(path)))
+}
+
+/// Whether two paths are one directory (a bind mount, another namespace's name for it).
+fn same_directory(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
+/// The canonical path of something that can be named but not entered.
+fn beside_itself(path: &Path) -> Result<PathBuf, ControlError> {
+    let failed = |e: std::io::Error| io_error("unmounting", path, &e);
+    let absolute = std::path::absolute(path).map_err(failed)?;
+    match (absolute.parent(), absolute.file_name()) {
+        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
+        _ => Ok(absolute),
+    }
+}
+
+/// Takes away a mount whose server is gone; there is nothing left in it that could become durable.
+fn unmount_dead(mountpoint: &Path) -> Result<(), ControlError> {
+    if geteuid().is_root() {
+        return umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW)
+            .or_else(|_| umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH))
+            .map_err(|e| io_error("unmounting", mountpoint, &e.into()));
+    }
+    let status = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).status();
+    match status {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => {
+            Err(ControlError::failed(format!("unmounting {}: fusermount3: {status}", shown(mountpoint))))
+        }
+        Err(e) => Err(io_error("running fusermount3 for", mountpoint, &e)),
+    }
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Outcome {
+        let (options, ready) = spawn::detach()?;
+        let outcome = registry::node_of(&options.store).and_then(|node| {
+            if let Err(error) = logging::to_file(node, &options.store) {
+                // A full or read-only /var must not keep data from being mounted.
+                let what = format!("running without a log: {error}");
+                ready.progress(Progress { what, done: 0, total: 0, unit: String::new() });
+            }
+            server::run(options, &ready)
+        });
+        match outcome {
+            Ok(()) => output::done(),
+            Err(error) => {
+                ready.failed(&error);
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! From a PATH to whom to ask and about what.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
+
+use super::progress::Display;
+use super::{io_error, shown};
+use crate::daemon::client::{Backend, Client};
+use crate::daemon::offline;
+use crate::daemon::protocol::{ControlError, Request, Response, Target};
+use crate::daemon::registry::{
+    self, Found, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX, MountAttribute, MountEntry,
+};
+use crate::daemon::sys::{END_PATIENCE, getxattr};
+
+/// The volume that `init` makes.
+pub(super) const DEFAULT_VOLUME: &str = "main";
+
+/// Whom to ask about a PATH.
+pub(super) struct Resolved {
+    backend: Box<dyn Backend>,
+    /// About what.
+    pub(super) target: Target,
+    /// What the store's server has mounted, as far as is known.
+    pub(super) mounts: Vec<MountEntry>,
+}
+
+impl Resolved {
+    /// Asks, and shows progress meanwhile.
+    pub(super) fn ask(&self, request: Request) -> Result<Response, ControlError> {
+        let mut display = Display::new();
+        self.backend.call(request, &mut |news| display.show(&news))
+    }
+
+    /// The volume that the target is in; None for a whole store.
+    pub(super) fn volume(&self) -> Option<&str> {
+        match &self.target {
+            Target::File { volume, .. } | Target::Volume { volume } => Some(volume),
+            Target::Store => None,
+        }
+    }
+}
+
+/// What the mount says that `path` lies in; None when it lies in none of ours.
+///
+/// # Errors
+/// A dead mount, and whatever keeps `path` from being looked at; a missing one is `NoStore`.
+pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlError> {
+    let on_fuse = match statfs(path) {
+        Ok(found) => found.filesystem_type() == FUSE_SUPER_MAGIC,
+        Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
+            return Err(ControlError::no_store(path));
+        }
+        Err(nix::errno::Errno::ENOTCONN) => {
+            let text = format!("the server of the mount at {} is gone; umount it", shown(path));
+            return Err(ControlError::failed(text));
+        }
+        Err(e) => return Err(io_error("looking at", path, &e.into())),
+    };
+    // On other filesystems anyone can give a file such an attribute.
+    if !on_fuse {
+        return Ok(None);
+    }
+    let value = match getxattr(path, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX) {
+        Ok(value) => value,
+        Err(e) => match e.raw_os_error() {
+            Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => return Ok(None),
+            _ => return Err(io_error("looking at", path, &e)),
+        },
+    };
+    Ok(serde_json::from_slice(&value).ok())
+}
+
+/// Whom to ask about a path inside a mount, or a store directory. `volume` overrides which volume of the
+/// store is meant.
+pub(super) fn path(
+    path: &Path,
+    volume: Option<&str>,
+    key_file: Option<&Path>,
+) -> Result<Resolved, ControlError> {
+    let Some(mount) = mount_of(path)? else {
+        let target = Target::Volume { volume: volume.unwrap_or(DEFAULT_VOLUME).to_owned() };
+        return store(path, target, key_file);
+    };
+    let target = match volume {
+        Some(volume) if volume != mount.volume => Target::Volume { volume: volume.to_owned() },
+        _ => Target::File { volume: mount.volume.clone(), ino: mount.ino },
+    };
+    let entries = registry::running();
+    let known = entries.into_iter().find(|entry| entry.node == mount.node);
+    let own = MountEntry { volume: mount.volume, mountpoint: mount.mountpoint };
+    let mounts = known.map_or_else(|| vec![own], |entry| entry.mounts);
+    Ok(Resolved { backend: Box::new(Client::new(mount.socket, None)), target, mounts })
+}
+
+/// Whom to ask about a store: its server, or else the store itself, opened in this process. A path inside a
+/// mount is no store: what such a path says of itself must not decide whose keys are changed.
+pub(super) fn store(path: &Path, target: Target, key_file: Option<&Path>) -> Result<Resolved, ControlError> {
+    let store = store_directory(path)?;
+    let node = registry::node_of(&store)?;
+    let found = match registry::find(&store, node) {
+        // It will be gone, and the store free, in a moment.
+        Found::Leaving(process) => {
+            process.wait(END_PATIENCE);
+            registry::find(&store, node)
+        }
+        found => found,
+    };
+    let (backend, mounts): (Box<dyn Backend>, _) = match found {
+        Found::Running(entry) => (Box::new(server_of(&store, &entry)), entry.mounts),
+        _ => (offline::open(&store, key_file)?, Vec::new()),
+    };
+    Ok(Resolved { backend, target, mounts })
+}
+
+/// A client of a registered server.
+pub(super) fn server_of(store: &Path, entry: &registry::Entry) -> Client {
+    // An owner that cannot be seen must not mean that any server is trusted.
+    let owner = fs::metadata(store).map_or(u32::MAX, |m| m.uid());
+    Client::new(entry.socket.clone(), Some(owner))
+}
+
+/// The canonical path of a store's directory.
+pub(super) fn store_directory(path: &Path) -> Result<PathBuf, ControlError> {
+    match path.canonicalize() {
+        Ok(canonical) => Ok(canonical),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Err(ControlError::no_store(path))
+        }
+        Err(e) => Err(io_error("looking at", path, &e)),
+    }
+}
+
+/// Writes out what programs have changed through shared mappings and not yet told anyone: the kernel hands
+/// it to the server, and a snapshot that follows has it.
+///
+/// # Errors
+/// Writing failed. A mount that the caller may not open is passed over.
+pub(super) fn sync_mounts<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Result<(), ControlError> {
+    let mut synced = Vec::new();
+    for path in paths {
+        // Only directories: opening a pipe or a device would do something.
+        let flags = libc::O_DIRECTORY | libc::O_NONBLOCK;
+        let Ok(dir) = File::options().read(true).custom_flags(flags).open(path) else { continue };
+        let device = dir.metadata().map_err(|e| io_error("syncing", path, &e))?.dev();
+        if synced.contains(&device) {
+            continue;
+        }
+        // A mountpoint of the registry may have become something else meanwhile; syncing that does no harm.
+        nix::unistd::syncfs(&dir).map_err(|e| io_error("syncing", path, &e.into()))?;
+        synced.push(device);
+    }
+    Ok(())
+}

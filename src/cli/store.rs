@@ -1,0 +1,130 @@
+//! `init` and `fsck`: the store as a whole.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Outcome, output, resolve, shown, unexpected};
+use crate::daemon::protocol::{ControlError, FsckReport, Request, Response, Target};
+use crate::daemon::{CreateOptions, create};
+
+/// Make an empty store, with the volume `main`.
+#[derive(Debug, Args)]
+pub(super) struct Init {
+    /// The directory to make; an empty one is fine.
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// Where to put the key [default: <store id>.key in the key directory].
+    #[arg(long, value_name = "FILE", conflicts_with = "no_encryption")]
+    key_file: Option<PathBuf>,
+    /// Also make a recovery key, and put it there.
+    #[arg(long, value_name = "FILE", conflicts_with = "no_encryption")]
+    recovery_key_file: Option<PathBuf>,
+    /// Keep everything in plain text, names and contents.
+    #[arg(long)]
+    no_encryption: bool,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `init --json`.
+#[derive(Serialize)]
+struct InitReport {
+    store: String,
+    store_id: String,
+    node: String,
+    volume: &'static str,
+    encryption: bool,
+    key_file: Option<String>,
+    recovery_key_file: Option<String>,
+}
+
+impl Init {
+    pub(super) fn run(self) -> Outcome {
+        let options = CreateOptions {
+            encryption: !self.no_encryption,
+            key_file: self.key_file,
+            recovery_key_file: self.recovery_key_file.clone(),
+        };
+        let created = create(&self.store, &options)?;
+        let path = self.store.canonicalize().unwrap_or(self.store);
+        let report = InitReport {
+            store: shown(&path),
+            store_id: created.store.to_string(),
+            node: created.node.to_string(),
+            volume: resolve::DEFAULT_VOLUME,
+            encryption: !self.no_encryption,
+            key_file: created.key_file.map(shown),
+            recovery_key_file: self.recovery_key_file.map(shown),
+        };
+        if self.json {
+            output::json(&report)?;
+        } else {
+            output::raw(report.text().as_bytes())?;
+        }
+        output::done()
+    }
+}
+
+impl InitReport {
+    fn text(&self) -> String {
+        let InitReport { store, key_file, recovery_key_file, .. } = self;
+        let keys = match (key_file, recovery_key_file) {
+            (None, _) => "Not encrypted: names and contents lie in it as they are.".to_owned(),
+            (Some(key), Some(recovery)) => format!(
+                "Key: {key}\nRecovery key: {recovery}\nKeep the recovery key on another machine or on paper: \
+                 without a key the store cannot be read."
+            ),
+            (Some(key), None) => format!(
+                "Key: {key}\nWithout it the store cannot be read. Export a recovery key and keep it \
+                 elsewhere:\n\x20 rewindfs key export {store} FILE"
+            ),
+        };
+        format!("Made the store {store}.\n{keys}\nMount it:\n  rewindfs mount {store} DIR\n")
+    }
+}
+
+/// Check a store's structure.
+#[derive(Debug, Args)]
+pub(super) struct Fsck {
+    /// The store's directory.
+    #[arg(value_name = "STORE")]
+    store: PathBuf,
+    /// The key file, if it is not in its default place.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Report as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Fsck {
+    pub(super) fn run(self) -> Outcome {
+        let resolved = resolve::store(&self.store, Target::Store, self.key_file.as_deref())?;
+        let Response::Fsck(report) = resolved.ask(Request::Fsck {})? else { return Err(unexpected()) };
+        if self.json {
+            output::json(&report)?;
+        } else {
+            print(&report)?;
+        }
+        if report.clean {
+            return output::done();
+        }
+        let count = (report.problems.len() as u64).saturating_add(report.problems_more);
+        Err(ControlError::failed(format!("{}: fsck found {count} problems", report.store)))
+    }
+}
+
+fn print(report: &FsckReport) -> Result<(), ControlError> {
+    for problem in &report.problems {
+        output::line(&shown(format!("{} in {}: {}", problem.what, problem.place, problem.detail)))?;
+    }
+    if report.problems_more > 0 {
+        output::line(&format!("and {} more", report.problems_more))?;
+    }
+    let checked: Vec<String> = report.checked.iter().map(|(what, count)| format!("{count} {what}")).collect();
+    let verdict = if report.clean { "clean" } else { "DAMAGED" };
+    output::line(&shown(format!("{}: {verdict} ({})", report.store, checked.join(", "))))
+}

@@ -1,0 +1,318 @@
+//! What the control socket's requests do: the same code with a server and without one.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::control::{Caller, ControlHandler};
+use super::keys;
+use super::protocol::{
+    ControlError, FSCK_PROBLEMS_MAX, FsckProblem, FsckReport, MountRequest, Progress, Request, Response,
+    SNAPSHOT_PAGE, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target,
+    VolumeInfo,
+};
+use super::registry::MountEntry;
+use super::rights::{READ, WRITE, control_error, volume_for};
+use super::status;
+use crate::types::Lsn;
+use crate::volume::{self, SnapshotRow, Volume, Volumes};
+
+/// The mounts of a server; without one there are none.
+pub trait Mounts: Send + Sync {
+    /// Mounts a volume.
+    fn mount(&self, request: &MountRequest) -> Result<(), ControlError>;
+    /// Unmounts. Returns whether that was the last mount, with which the server ends.
+    fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError>;
+    /// What is mounted where.
+    fn list(&self) -> Vec<MountEntry>;
+    /// Begins to end the server.
+    fn stop(&self);
+}
+
+/// Carries out requests on an open store.
+pub struct Handler {
+    pub(super) volumes: Arc<Volumes>,
+    pub(super) mounts: Option<Arc<dyn Mounts>>,
+    pub(super) key_file: Option<PathBuf>,
+    pub(super) owner: u32,
+}
+
+type Outcome = Result<Response, ControlError>;
+
+impl Handler {
+    /// A handler for `volumes`.
+    ///
+    /// # Errors
+    /// When the store's directory cannot be read.
+    pub fn new(
+        volumes: Arc<Volumes>,
+        mounts: Option<Arc<dyn Mounts>>,
+        key_file: Option<PathBuf>,
+    ) -> Result<Handler, ControlError> {
+        let path = volumes.store().path().to_owned();
+        let owner = std::fs::metadata(&path)
+            .map_err(|e| ControlError::failed(format!("reading {}: {e}", path.display())))?
+            .uid();
+        Ok(Handler { volumes, mounts, key_file, owner })
+    }
+
+    /// The user who owns the store.
+    pub fn owner(&self) -> u32 {
+        self.owner
+    }
+
+    fn admin(&self, caller: &Caller, what: &str) -> Result<(), ControlError> {
+        if caller.is_root_or(self.owner) { Ok(()) } else { Err(ControlError::denied(what)) }
+    }
+
+    fn volume(&self, caller: &Caller, target: &Target, wanted: u16) -> Result<Arc<Volume>, ControlError> {
+        volume_for(&self.volumes, self.owner, caller, target, wanted)
+    }
+
+    fn mounts(&self) -> Result<&dyn Mounts, ControlError> {
+        self.mounts.as_deref().ok_or_else(|| ControlError::failed("no server runs for this store"))
+    }
+
+    fn mounted_at(&self, volume: &str) -> Option<PathBuf> {
+        let list = self.mounts.as_ref().map(|m| m.list()).unwrap_or_default();
+        list.into_iter().find(|m| m.volume == volume).map(|m| m.mountpoint)
+    }
+
+    fn volume_info(&self, name: &str) -> Result<VolumeInfo, ControlError> {
+        let volume = self.volumes.open(name).map_err(|e| control_error(&format!("volume {name}"), e))?;
+        let what = format!("volume {name}");
+        let root = volume.getattr(None, crate::types::Ino::ROOT).map_err(|e| control_error(&what, e))?;
+        let snapshots = volume.snapshots(Lsn::ZERO, usize::MAX).map_err(|e| control_error(&what, e))?;
+        Ok(VolumeInfo {
+            name: name.to_owned(),
+            created: root.attrs.btime,
+            snapshots: snapshots.len() as u64,
+            mountpoint: self.mounted_at(name).map(|p| p.display().to_string()),
+        })
+    }
+
+    fn volume_delete(&self, name: &str, dry_run: bool) -> Outcome {
+        let info = self.volume_info(name)?;
+        if let Some(at) = &info.mountpoint {
+            return Err(ControlError::in_use(format!("volume {name} is mounted at {at}; unmount it first")));
+        }
+        if !dry_run {
+            self.volumes.delete(name).map_err(|e| control_error(&format!("volume {name}"), e))?;
+        }
+        Ok(Response::VolumeDeleted(info))
+    }
+
+    fn snapshot_create(&self, caller: &Caller, create: SnapshotCreate) -> Outcome {
+        let mut names = vec![self.volume(caller, &create.target, WRITE)?.name().to_owned()];
+        if create.all_volumes {
+            names = self.volumes.names();
+            for volume in &names {
+                self.volume(caller, &Target::Volume { volume: volume.clone() }, WRITE)?;
+            }
+        }
+        let ids = names
+            .iter()
+            .map(|n| self.volumes.open(n).map(|v| v.id()))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| control_error("volume", e))?;
+        let what = format!("snapshot {}", create.name.as_deref().unwrap_or("of now"));
+        let create = volume::SnapshotCreate {
+            name: create.name,
+            tags: create.tags.into_iter().collect(),
+            hold: create.hold,
+        };
+        let row = self.volumes.snapshot(&ids, &create).map_err(|e| control_error(&what, e))?;
+        Ok(Response::SnapshotCreated(SnapshotCreated {
+            name: row.spec.name,
+            time: row.time,
+            lsn: row.lsn.0,
+            volumes: names,
+        }))
+    }
+
+    fn snapshot_list(&self, caller: &Caller, target: &Target, after: Option<u64>) -> Outcome {
+        let volume = self.volume(caller, target, READ)?;
+        let rows = volume
+            .snapshots(Lsn(after.unwrap_or(0)), SNAPSHOT_PAGE + 1)
+            .map_err(|e| control_error("snapshots", e))?;
+        let more = rows.len() > SNAPSHOT_PAGE;
+        let snapshots = rows
+            .into_iter()
+            .take(SNAPSHOT_PAGE)
+            .map(|row| snapshot_info(&volume, row))
+            .collect::<Result<_, _>>()?;
+        Ok(Response::Snapshots { snapshots, more })
+    }
+
+    fn snapshot_delete(&self, target: &Target, caller: &Caller, names: &[String], dry_run: bool) -> Outcome {
+        let volume = self.volume(caller, target, READ)?;
+        let mut report = SnapshotsDeleted { dry_run, ..SnapshotsDeleted::default() };
+        for name in names {
+            let result = volume.snapshot_named(name).and_then(|row| {
+                let bytes = volume.bytes_only(row.lsn)?;
+                if row.spec.hold {
+                    let text = format!("snapshot {name} is held; release it first");
+                    return Err(volume::FsError::Held(text));
+                }
+                if !dry_run {
+                    volume.delete_snapshots(&[name])?;
+                }
+                Ok(bytes)
+            });
+            match result {
+                Ok(bytes) => {
+                    report.bytes_freed += bytes;
+                    report.deleted.push(name.clone());
+                }
+                Err(e) => {
+                    let reason = match e {
+                        volume::FsError::NotFound => "there is no snapshot of that name".to_owned(),
+                        e => e.to_string(),
+                    };
+                    report.failed.push(SnapshotFailure { name: name.clone(), reason });
+                }
+            }
+        }
+        Ok(Response::SnapshotsDeleted(report))
+    }
+
+    fn status(&self, caller: &Caller, target: &Target) -> Outcome {
+        let names = match target {
+            Target::File { volume, .. } | Target::Volume { volume } => vec![volume.clone()],
+            Target::Store => {
+                let mounted = self.mounts.as_ref().map(|m| m.list()).unwrap_or_default();
+                let names: Vec<String> = mounted.into_iter().map(|m| m.volume).collect();
+                if names.is_empty() { self.volumes.names().into_iter().take(1).collect() } else { names }
+            }
+        };
+        let mut reports = Vec::new();
+        for name in names {
+            let of = match target {
+                Target::Store => Target::Volume { volume: name.clone() },
+                other => other.clone(),
+            };
+            let volume = self.volume(caller, &of, READ)?;
+            let server = self.mounts.is_some();
+            reports.push(status::report(&volume, self.mounted_at(&name), server)?);
+        }
+        Ok(Response::Status(reports))
+    }
+
+    fn fsck(&self, progress: &mut dyn FnMut(Progress)) -> Outcome {
+        let store = self.volumes.store().path().display().to_string();
+        let findings = self
+            .volumes
+            .quiesced(|store| {
+                store.check(&mut |what, done| {
+                    progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
+                })
+            })
+            .map_err(|e| control_error("fsck", e))??;
+        let problems = findings.problems.iter().take(FSCK_PROBLEMS_MAX).map(|p| problem(p)).collect();
+        let checked = [
+            ("versions", findings.versions),
+            ("chunks", findings.chunks),
+            ("records", findings.records),
+            ("frames", findings.frames),
+            ("dead_chunks", findings.dead_chunks),
+            ("dead_bytes", findings.dead_bytes),
+        ];
+        Ok(Response::Fsck(FsckReport {
+            store,
+            clean: findings.problems.is_empty(),
+            checked: checked.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            problems,
+            problems_more: findings.more_problems,
+        }))
+    }
+}
+
+/// Takes the sentence of the store layer ("damaged WHAT in PLACE: DETAIL") apart where it has that form.
+fn problem(text: &str) -> FsckProblem {
+    let parts = text.strip_prefix("damaged ").and_then(|t| t.split_once(" in "));
+    match parts.and_then(|(what, rest)| Some((what, rest.split_once(": ")?))) {
+        Some((what, (place, detail))) => {
+            FsckProblem { what: what.to_owned(), place: place.to_owned(), detail: detail.to_owned() }
+        }
+        None => {
+            let (place, detail) = text.split_once(": ").unwrap_or(("", text));
+            FsckProblem { what: "structure".to_owned(), place: place.to_owned(), detail: detail.to_owned() }
+        }
+    }
+}
+
+fn snapshot_info(volume: &Volume, row: SnapshotRow) -> Result<SnapshotInfo, ControlError> {
+    let bytes_only = volume.bytes_only(row.lsn).map_err(|e| control_error("snapshots", e))?;
+    Ok(SnapshotInfo {
+        name: row.spec.name,
+        time: row.time,
+        lsn: row.lsn.0,
+        tags: row.spec.tags.into_iter().collect::<BTreeMap<_, _>>(),
+        hold: row.spec.hold,
+        bytes_only,
+    })
+}
+
+impl ControlHandler for Handler {
+    fn handle(&self, caller: &Caller, request: Request, progress: &mut dyn FnMut(Progress)) -> Outcome {
+        match request {
+            Request::Ping {} => {
+                Ok(Response::Pong { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() })
+            }
+            Request::Stop {} => {
+                self.admin(caller, "stopping the server")?;
+                self.mounts()?.stop();
+                Ok(Response::Done {})
+            }
+            Request::Mount(mount) => {
+                self.admin(caller, "mounting")?;
+                self.mounts()?.mount(&mount)?;
+                Ok(Response::Mounted { mountpoint: mount.mountpoint })
+            }
+            Request::Unmount { mountpoint } => {
+                self.admin(caller, "unmounting")?;
+                Ok(Response::Unmounted { stopping: self.mounts()?.unmount(&mountpoint)? })
+            }
+            Request::VolumeCreate { name } => {
+                self.admin(caller, "making a volume")?;
+                let owner = (caller.uid, caller.gid);
+                self.volumes.create(&name, owner).map_err(|e| control_error(&format!("volume {name}"), e))?;
+                Ok(Response::Done {})
+            }
+            Request::VolumeList {} => {
+                self.admin(caller, "listing volumes")?;
+                let mut names = self.volumes.names();
+                names.sort();
+                let infos = names.iter().map(|n| self.volume_info(n)).collect::<Result<_, _>>()?;
+                Ok(Response::Volumes(infos))
+            }
+            Request::VolumeDelete { name, dry_run } => {
+                self.admin(caller, "deleting a volume")?;
+                self.volume_delete(&name, dry_run)
+            }
+            Request::SnapshotCreate(create) => self.snapshot_create(caller, create),
+            Request::SnapshotList { target, after } => self.snapshot_list(caller, &target, after),
+            Request::SnapshotDelete { target, names, dry_run } => {
+                self.admin(caller, "deleting a snapshot")?;
+                self.snapshot_delete(&target, caller, &names, dry_run)
+            }
+            Request::SnapshotHold { target, name, hold } => {
+                self.admin(caller, "holding a snapshot")?;
+                let volume = self.volume(caller, &target, READ)?;
+                let what = format!("snapshot {name}");
+                volume.hold_snapshot(&name, hold).map_err(|e| control_error(&what, e))?;
+                Ok(Response::Done {})
+            }
+            Request::Status { target } => self.status(caller, &target),
+            Request::Fsck {} => {
+                self.admin(caller, "fsck")?;
+                self.fsck(progress)
+            }
+            request => {
+                self.admin(caller, "handling keys")?;
+                keys::handle(self, request)
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Who may ask for what (the control socket is open to everyone).
+
+use std::sync::Arc;
+
+use super::control::Caller;
+use super::protocol::{ControlError, Target};
+use crate::store::model::{Attrs, FileKind};
+use crate::types::Ino;
+use crate::volume::{DEFAULT_VOLUME, FsError, Volume, Volumes};
+
+/// Reading, in the bits of a mode.
+pub(super) const READ: u16 = 4;
+/// Writing.
+pub(super) const WRITE: u16 = 2;
+/// Searching a directory.
+const SEARCH: u16 = 1;
+/// A chain of parents longer than any path the kernel accepts is damage.
+const DEPTH_MAX: usize = 4096;
+
+/// An error of the volume layer, about `what`.
+pub(super) fn control_error(what: &str, error: FsError) -> ControlError {
+    match error {
+        FsError::Store(e) => e.into(),
+        FsError::NotFound => ControlError::failed(format!("{what}: it does not exist")),
+        FsError::Exists => ControlError::failed(format!("{what}: it exists already")),
+        FsError::Invalid(why) => ControlError::usage(format!("{what}: {why}")),
+        e => ControlError::failed(format!("{what}: {e}")),
+    }
+}
+
+/// The volume that a target means, after making sure that the caller may do `wanted` with it.
+pub(super) fn volume_for(
+    volumes: &Volumes,
+    owner: u32,
+    caller: &Caller,
+    target: &Target,
+    wanted: u16,
+) -> Result<Arc<Volume>, ControlError> {
+    let (name, ino) = match target {
+        Target::File { volume, ino } => (volume.as_str(), Ino(*ino)),
+        Target::Volume { volume } => (volume.as_str(), Ino::ROOT),
+        Target::Store => (DEFAULT_VOLUME, Ino::ROOT),
+    };
+    let volume = volumes.open(name).map_err(|e| control_error(&format!("volume {name}"), e))?;
+    if !caller.is_root_or(owner) {
+        check(&volume, caller, ino, wanted)?;
+    }
+    Ok(volume)
+}
+
+/// The bits that the caller has on an object, by owner, group or others as the kernel chooses.
+fn granted(caller: &Caller, attrs: &Attrs) -> u16 {
+    let shift = match () {
+        () if caller.uid == attrs.uid => 6,
+        () if caller.in_group(attrs.gid) => 3,
+        () => 0,
+    };
+    (attrs.mode >> shift) & 7
+}
+
+fn check(volume: &Volume, caller: &Caller, ino: Ino, wanted: u16) -> Result<(), ControlError> {
+    let denied = || {
+        let verb = if wanted == WRITE { "write" } else { "read" };
+        ControlError::failed(format!(
+            "permission denied: you may not {verb} that path of volume {}",
+            volume.name()
+        ))
+    };
+    // The number is the caller's claim, so no detail of what lies there is told.
+    let attrs = volume.getattr(None, ino).map_err(|_| denied())?.attrs;
+    if granted(caller, &attrs) & wanted != wanted {
+        return Err(denied());
+    }
+    let mut dir = if attrs.kind == FileKind::Dir { attrs.parent } else { Ino::ROOT };
+    for _ in 0..DEPTH_MAX {
+        let attrs = volume.getattr(None, dir).map_err(|_| denied())?.attrs;
+        if granted(caller, &attrs) & SEARCH == 0 {
+            return Err(denied());
+        }
+        if dir == Ino::ROOT {
+            return Ok(());
+        }
+        dir = attrs.parent;
+    }
+    Err(denied())
+}

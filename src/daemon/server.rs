@@ -1,0 +1,311 @@
+//! The server: one process per store. It opens the store, mounts volumes, answers the control socket and
+//! ends with its last mount.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use fuser::{MountOption, SessionACL};
+use nix::sys::signal::{SigSet, Signal};
+use parking_lot::Mutex;
+
+use super::control::ControlServer;
+use super::handler::{Handler, Mounts};
+use super::mount_options::{Atime, MountOptions};
+use super::protocol::{ControlError, MountRequest, Progress};
+use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
+use super::rights::control_error;
+use super::spawn::{Ready, ServeOptions};
+use crate::mount::{Mounted, Settings, nodeid::Node, unmount};
+use crate::store::{OpenOptions, Store};
+use crate::volume::Volumes;
+
+/// How long requests under way get when the server ends.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long a mount that was detached may still be in use before the server ends without waiting for it.
+const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+
+enum Event {
+    /// The kernel has let go of a mount.
+    Ended(PathBuf),
+    /// Somebody asked the server to end.
+    Stop,
+}
+
+/// The mounts of this server.
+struct Server {
+    volumes: Arc<Volumes>,
+    owner: u32,
+    socket: PathBuf,
+    events: Sender<Event>,
+    mounts: Mutex<HashMap<PathBuf, Mounted>>,
+    registration: Mutex<Option<Registration>>,
+}
+
+impl Server {
+    fn settings(&self, request: &MountRequest) -> Settings {
+        let store = self.volumes.store();
+        let config = store.config();
+        let options = &request.options;
+        let attribute = MountAttribute {
+            store: store.path().to_owned(),
+            node: store.node().to_string(),
+            volume: request.volume.clone(),
+            mountpoint: request.mountpoint.clone(),
+            socket: self.socket.clone(),
+            ino: 0,
+        };
+        Settings {
+            options: kernel_options(options, store.path()),
+            acl: match (options.allow_other, options.allow_root) {
+                (true, _) => SessionACL::All,
+                (_, true) => SessionACL::RootAndOwner,
+                _ => SessionACL::Owner,
+            },
+            threads: config.fuse_workers(),
+            snapdir_visible: options.snapdir_visible,
+            snapdir_name: options.snapdir_name.clone(),
+            owner_uid: self.owner,
+            readahead_bytes: config.readahead_bytes,
+            attribute: Arc::new(move |name, node| {
+                if name != MOUNT_ATTRIBUTE.as_bytes() {
+                    return None;
+                }
+                let ino = match node {
+                    Node::Live(ino) | Node::Second(ino) | Node::Snapshots(ino) => ino.0,
+                    Node::Past { ino, .. } => ino.0,
+                };
+                serde_json::to_vec(&MountAttribute { ino, ..attribute.clone() }).ok()
+            }),
+        }
+    }
+
+    /// Tells the registry what is mounted.
+    fn publish(&self) {
+        let list = self.list();
+        if let Some(registration) = self.registration.lock().as_mut()
+            && let Err(e) = registration.set_mounts(list)
+        {
+            tracing::warn!(error = %e, "the registry of mounts could not be written");
+        }
+    }
+}
+
+/// What the kernel is told.
+fn kernel_options(options: &MountOptions, store: &Path) -> Vec<MountOption> {
+    let pick = |on: bool, yes: MountOption, no: MountOption| if on { yes } else { no };
+    let fsname = options.fsname.clone().unwrap_or_else(|| store.display().to_string());
+    let mut out = vec![
+        MountOption::FSName(fsname),
+        pick(options.dev, MountOption::Dev, MountOption::NoDev),
+        pick(options.suid, MountOption::Suid, MountOption::NoSuid),
+        pick(options.exec, MountOption::Exec, MountOption::NoExec),
+        pick(options.ro, MountOption::RO, MountOption::RW),
+    ];
+    let subtype = options.subtype.clone().unwrap_or_else(|| "rewindfs".to_owned());
+    if !subtype.is_empty() {
+        out.push(MountOption::Subtype(subtype));
+    }
+    if options.default_permissions {
+        out.push(MountOption::DefaultPermissions);
+    }
+    if options.atime == Atime::Noatime {
+        out.push(MountOption::NoAtime);
+    }
+    if options.sync {
+        out.push(MountOption::Sync);
+    }
+    if options.dirsync {
+        out.push(MountOption::DirSync);
+    }
+    out
+}
+
+impl Mounts for Server {
+    fn mount(&self, request: &MountRequest) -> Result<(), ControlError> {
+        let mut mounts = self.mounts.lock();
+        let volume = self
+            .volumes
+            .open(&request.volume)
+            .map_err(|e| control_error(&format!("volume {}", request.volume), e))?;
+        if let Some(at) = mounts.values().find(|m| m.volume().id() == volume.id()) {
+            let at = at.mountpoint().display();
+            return Err(ControlError::in_use(format!("volume {} is mounted at {at}", request.volume)));
+        }
+        let (events, ended) = (self.events.clone(), request.mountpoint.clone());
+        let mounted = Mounted::start(
+            self.volumes.clone(),
+            volume,
+            &request.mountpoint,
+            self.settings(request),
+            move || {
+                // The main thread outlives every mount.
+                let _ = events.send(Event::Ended(ended));
+            },
+        )
+        .map_err(|e| ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display())))?;
+        mounts.insert(request.mountpoint.clone(), mounted);
+        drop(mounts);
+        self.publish();
+        Ok(())
+    }
+
+    fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError> {
+        if !self.mounts.lock().contains_key(mountpoint) {
+            return Err(ControlError::failed(format!(
+                "nothing of this store is mounted at {}",
+                mountpoint.display()
+            )));
+        }
+        self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
+        unmount(mountpoint, false).map_err(|e| match e.raw_os_error() {
+            Some(libc::EBUSY) => ControlError::in_use(format!(
+                "{} is in use: files are open in it, or somebody's working directory is there",
+                mountpoint.display()
+            )),
+            _ => ControlError::failed(format!("unmounting {}: {e}", mountpoint.display())),
+        })?;
+        let removed = self.mounts.lock().remove(mountpoint);
+        if let Some(mounted) = removed
+            && let Err(e) = mounted.join()
+        {
+            tracing::warn!(error = %e, "a mount ended with an error");
+        }
+        self.publish();
+        // What programs wrote through shared mappings came during the unmount.
+        self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
+        Ok(self.mounts.lock().is_empty())
+    }
+
+    fn list(&self) -> Vec<MountEntry> {
+        let mounts = self.mounts.lock();
+        let mut list: Vec<MountEntry> = mounts
+            .iter()
+            .map(|(at, m)| MountEntry { volume: m.volume().name().to_owned(), mountpoint: at.clone() })
+            .collect();
+        list.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
+        list
+    }
+
+    fn stop(&self) {
+        let _ = self.events.send(Event::Stop);
+    }
+}
+
+/// Turns SIGTERM and SIGINT into an orderly end. Must run before any other thread starts.
+fn catch_signals(events: Sender<Event>) -> Result<(), ControlError> {
+    let failed = |e: &dyn std::fmt::Display| ControlError::failed(format!("handling signals: {e}"));
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(|e| failed(&e))?;
+    std::thread::Builder::new()
+        .name("rewindfs-signal".into())
+        .spawn(move || {
+            while let Ok(signal) = signals.wait() {
+                tracing::info!(%signal, "ending");
+                if events.send(Event::Stop).is_err() {
+                    return;
+                }
+            }
+        })
+        .map_err(|e| failed(&e))?;
+    Ok(())
+}
+
+/// Serves a store until its last mount is gone or somebody asks for the end.
+///
+/// # Errors
+/// What kept the server from starting, or the store from being closed in order.
+pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
+    let (events, happened) = unbounded();
+    catch_signals(events.clone())?;
+    let open = OpenOptions { key_file: options.key_file.clone(), ..OpenOptions::default() };
+    let store = Store::open(&options.store, open, &mut |what, done| {
+        ready.progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
+    })?;
+    for problem in store.problems() {
+        tracing::warn!("{problem}");
+    }
+    let node = store.node();
+    let failed = |what: &str, e: std::io::Error| ControlError::failed(format!("{what}: {e}"));
+    let dir = RuntimeDir::own().map_err(|e| failed("the runtime directory", e))?;
+    let volumes = Arc::new(Volumes::new(store).map_err(|e| control_error("opening the store", e))?);
+    let socket = dir.socket_path(node);
+    let handler = Handler::new(volumes.clone(), None, options.key_file.clone())?;
+    let server = Arc::new(Server {
+        volumes: volumes.clone(),
+        owner: handler.owner(),
+        socket: socket.clone(),
+        events,
+        mounts: Mutex::default(),
+        registration: Mutex::default(),
+    });
+    let handler = Handler { mounts: Some(server.clone()), ..handler };
+    let control =
+        ControlServer::start(&socket, Arc::new(handler)).map_err(|e| failed("the control socket", e))?;
+    let store_path = volumes.store().path().to_owned();
+    let registration = Registration::publish(dir, node, store_path, Vec::new())
+        .map_err(|e| failed("the registry of mounts", e))?;
+    *server.registration.lock() = Some(registration);
+    let result = server.mount(&options.mount);
+    if result.is_ok() {
+        ready.usable(&options.mount.mountpoint);
+        serve(&server, &happened);
+    }
+    control.stop(GRACE);
+    detach_all(&server, &happened);
+    let closed = volumes.close().map_err(|e| control_error("closing the store", e));
+    drop(server.registration.lock().take());
+    tracing::info!("the server ended");
+    result.and(closed)
+}
+
+/// Waits for the end.
+fn serve(server: &Server, happened: &Receiver<Event>) {
+    for event in happened {
+        match event {
+            Event::Stop => return,
+            Event::Ended(mountpoint) => {
+                let removed = server.mounts.lock().remove(&mountpoint);
+                if let Some(mounted) = removed {
+                    tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
+                    if let Err(e) = mounted.join() {
+                        tracing::warn!(error = %e, "a mount ended with an error");
+                    }
+                    server.publish();
+                }
+                if server.mounts.lock().is_empty() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Detaches what is still mounted and waits a little for those who use it.
+fn detach_all(server: &Server, happened: &Receiver<Event>) {
+    let left: Vec<PathBuf> = server.mounts.lock().keys().cloned().collect();
+    for mountpoint in &left {
+        if let Err(e) = unmount(mountpoint, true) {
+            tracing::warn!(error = %e, mountpoint = %mountpoint.display(), "cannot unmount");
+        }
+    }
+    let deadline = Instant::now() + DETACH_PATIENCE;
+    while !server.mounts.lock().is_empty() {
+        match happened.recv_deadline(deadline) {
+            Ok(Event::Ended(mountpoint)) => {
+                let removed = server.mounts.lock().remove(&mountpoint);
+                drop(removed.map(Mounted::join));
+            }
+            Ok(Event::Stop) => {}
+            Err(_) => {
+                tracing::warn!("files are still open in a mount; they end with this server");
+                return;
+            }
+        }
+    }
+}

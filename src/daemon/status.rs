@@ -1,0 +1,65 @@
+//! `status`: what an operator wants to see of a volume and its store.
+
+use std::path::PathBuf;
+
+use super::protocol::{BytesReport, ControlError, Health, LastSnapshot, StatusReport};
+use super::rights::control_error;
+use crate::types::Lsn;
+use crate::types::ids::hex;
+use crate::volume::Volume;
+
+/// The report of one volume; `server` says whether this process serves the store.
+pub(super) fn report(
+    volume: &Volume,
+    mountpoint: Option<PathBuf>,
+    server: bool,
+) -> Result<StatusReport, ControlError> {
+    let store = volume.store();
+    let snapshots = volume.snapshots(Lsn::ZERO, usize::MAX).map_err(|e| control_error("snapshots", e))?;
+    let packs = store.packs_bytes()?;
+    let free = nix::sys::statvfs::statvfs(store.path())
+        .map(|s| s.blocks_available() * s.fragment_size())
+        .unwrap_or(0);
+    let (lsn, term, chain, digest, live, history, packed) = {
+        let state = store.index().state();
+        let of = state.volumes.get(&volume.id());
+        (
+            state.applied,
+            state.term,
+            state.chain,
+            state.digest,
+            of.map_or(0, |v| v.live_bytes),
+            of.map_or(0, |v| v.history_bytes),
+            state.packs.values().map(|p| p.live_bytes).sum::<u64>(),
+        )
+    };
+    let problems = store.problems();
+    let read_only = store.read_only();
+    let health = match (&read_only, problems.is_empty()) {
+        (Some(_), _) => Health::Failed,
+        (None, false) => Health::Attention,
+        (None, true) => Health::Ok,
+    };
+    Ok(StatusReport {
+        store: store.path().display().to_string(),
+        store_id: store.id().to_string(),
+        node: store.node().to_string(),
+        mountpoint: mountpoint.map(|p| p.display().to_string()),
+        volume: volume.name().to_owned(),
+        term: term.0,
+        lsn: lsn.0,
+        durable_lsn: store.durable().0,
+        chain: hex(&chain),
+        digest: hex(&digest.to_be_bytes()),
+        server_pid: server.then(std::process::id),
+        read_only: read_only.is_some(),
+        health,
+        problems,
+        snapshots: snapshots.len() as u64,
+        last_snapshot: snapshots
+            .last()
+            .map(|row| LastSnapshot { name: row.spec.name.clone(), time: row.time }),
+        bytes: BytesReport { live, history, packs, dead: packs.saturating_sub(packed), free },
+        ..StatusReport::default()
+    })
+}

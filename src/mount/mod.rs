@@ -1,0 +1,13 @@
+//! The FUSE adapter: translates requests into calls of a [`Volume`](crate::volume::Volume) and back, and
+//! keeps nothing that a request needs. Everything an operation must know is in the node id.
+
+mod convert;
+mod errno;
+mod fs;
+pub mod nodeid;
+mod orphans;
+mod session;
+mod snapdir;
+mod views;
+
+pub use session::{Mounted, Settings, unmount};

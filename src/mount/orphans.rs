@@ -1,0 +1,119 @@
+//! Inodes without a name live as long as the kernel holds them. The server keeps no counts; it asks: an
+//! attribute invalidation of an inode that the kernel does not know comes back as ENOENT. With a negative
+//! offset it touches no page, so it never waits for a request that this server still owes.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Write;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::nodeid::Node;
+use crate::types::Ino;
+use crate::volume::Volume;
+
+/// `FUSE_NOTIFY_INVAL_INODE` of the kernel's `fuse.h`.
+const NOTIFY_INVAL_INODE: i32 = 2;
+/// How often all orphans are asked for, should a hint have been missed.
+const ROUND: Duration = Duration::from_secs(5);
+/// Time for the kernel to finish letting go, after which it is asked again.
+const RETRY: Duration = Duration::from_millis(20);
+
+#[derive(Default)]
+struct State {
+    orphans: HashSet<Ino>,
+    hints: HashSet<Ino>,
+    stop: bool,
+}
+
+/// The inodes of a mount that have no name.
+#[derive(Default)]
+pub(super) struct Orphans {
+    state: Mutex<State>,
+    signal: Condvar,
+}
+
+impl Orphans {
+    /// Notes that an inode lost its last name.
+    pub(super) fn add(&self, ino: Ino) {
+        self.state.lock().orphans.insert(ino);
+    }
+
+    /// Notes that the kernel forgot an inode, or closed it.
+    pub(super) fn hint(&self, ino: Ino) {
+        let mut state = self.state.lock();
+        if state.orphans.contains(&ino) {
+            state.hints.insert(ino);
+            self.signal.notify_all();
+        }
+    }
+
+    /// Ends the thread.
+    pub(super) fn stop(&self) {
+        self.state.lock().stop = true;
+        self.signal.notify_all();
+    }
+
+    /// Starts the thread that asks the kernel through `device` and removes what it has let go.
+    pub(super) fn start(
+        self: &Arc<Self>,
+        volume: Arc<Volume>,
+        device: File,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let orphans = self.clone();
+        std::thread::Builder::new()
+            .name("rewindfs-orphan".into())
+            .spawn(move || orphans.run(&volume, &device))
+    }
+
+    fn run(&self, volume: &Volume, device: &File) {
+        loop {
+            let candidates: Vec<Ino> = {
+                let mut state = self.state.lock();
+                let mut all = false;
+                if state.hints.is_empty() && !state.stop {
+                    all = self.signal.wait_for(&mut state, ROUND).timed_out();
+                }
+                if state.stop {
+                    return;
+                }
+                let hints = std::mem::take(&mut state.hints);
+                if all { state.orphans.iter().copied().collect() } else { hints.into_iter().collect() }
+            };
+            for ino in candidates {
+                self.try_remove(volume, device, ino);
+            }
+        }
+    }
+
+    fn try_remove(&self, volume: &Volume, device: &File, ino: Ino) {
+        if is_known(device, ino) {
+            // The hint can come before the kernel has finished with the inode.
+            std::thread::sleep(RETRY);
+            if is_known(device, ino) {
+                return;
+            }
+        }
+        match volume.remove_orphan(ino) {
+            Ok(()) => {
+                self.state.lock().orphans.remove(&ino);
+            }
+            Err(e) => tracing::warn!(%ino, error = %e, "an unlinked file could not be removed yet"),
+        }
+    }
+}
+
+/// Whether the kernel still holds the inode; when in doubt, yes.
+fn is_known(mut device: &File, ino: Ino) -> bool {
+    let mut message = Vec::with_capacity(40);
+    message.extend_from_slice(&40u32.to_ne_bytes());
+    message.extend_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
+    message.extend_from_slice(&0u64.to_ne_bytes());
+    message.extend_from_slice(&Node::Live(ino).id().to_ne_bytes());
+    message.extend_from_slice(&(-1i64).to_ne_bytes());
+    message.extend_from_slice(&0i64.to_ne_bytes());
+    !matches!(device.write(&message), Err(e) if e.raw_os_error() == Some(libc::ENOENT))
+}

@@ -1,0 +1,165 @@
+//! Mounting a volume, serving it, unmounting it.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use fuser::{Config, MountOption, Session, SessionACL};
+use nix::mount::{MntFlags, umount2};
+
+use super::fs::{Adapter, Inner};
+use super::nodeid::Node;
+use super::orphans::Orphans;
+use super::views::Views;
+use crate::volume::{Volume, Volumes};
+
+/// Answers extended attributes that exist on every node and are in no volume.
+pub type Attribute = Arc<dyn Fn(&[u8], Node) -> Option<Vec<u8>> + Send + Sync>;
+
+/// How a volume is mounted.
+#[derive(Clone)]
+pub struct Settings {
+    /// Options of mount(2) and FUSE.
+    pub options: Vec<MountOption>,
+    /// Whose requests are answered.
+    pub acl: SessionACL,
+    /// Threads that read requests.
+    pub threads: usize,
+    /// Whether the snapshot directory shows in the root's listing.
+    pub snapdir_visible: bool,
+    /// The snapshot directory's name.
+    pub snapdir_name: String,
+    /// The store's owner, who may delete snapshots.
+    pub owner_uid: u32,
+    /// Bytes that the kernel reads ahead.
+    pub readahead_bytes: u64,
+    /// Attributes that every node has.
+    pub attribute: Attribute,
+}
+
+/// A mounted volume.
+pub struct Mounted {
+    mountpoint: PathBuf,
+    volume: Arc<Volume>,
+    orphans: Arc<Orphans>,
+    session: JoinHandle<io::Result<()>>,
+    reaper: JoinHandle<()>,
+}
+
+impl Mounted {
+    /// Mounts `volume` at `mountpoint` and serves it. `ended` is called when the kernel has let go of the
+    /// mount, whoever unmounted it.
+    ///
+    /// # Errors
+    /// From the kernel or `fusermount3`; from the operating system when it gives no threads.
+    pub fn start(
+        volumes: Arc<Volumes>,
+        volume: Arc<Volume>,
+        mountpoint: &Path,
+        settings: Settings,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Mounted> {
+        // A new connection knows no inode, so nothing without a name is held by anyone.
+        if volume.store().read_only().is_none() {
+            for ino in volume.orphans().map_err(io::Error::other)? {
+                volume.remove_orphan(ino).map_err(io::Error::other)?;
+            }
+        }
+        let mut connection = [0; 8];
+        getrandom::fill(&mut connection).map_err(io::Error::other)?;
+        let orphans = Arc::new(Orphans::default());
+        let mut config = Config::default();
+        config.mount_options.clone_from(&settings.options);
+        config.acl = settings.acl;
+        config.n_threads = Some(settings.threads);
+        // Clones of the device lose the requests read through them when they close, and are no faster.
+        config.clone_fd = false;
+        let readahead = settings.readahead_bytes;
+        let inner = Inner {
+            below: File::open(volume.store().path())?,
+            views: Views::new(volume.clone()),
+            orphans: orphans.clone(),
+            connection: u64::from_ne_bytes(connection) | 1,
+            volumes,
+            volume: volume.clone(),
+            settings,
+        };
+        let session = Session::new(Adapter::new(Arc::new(inner))?, mountpoint, &config)?;
+        let device = File::from(session.as_fd().try_clone_to_owned()?);
+        let reaper = orphans.start(volume.clone(), device)?;
+        let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
+            let result = session.run();
+            ended();
+            result
+        })?;
+        set_readahead(mountpoint, readahead);
+        Ok(Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper })
+    }
+
+    /// Where it is mounted.
+    pub fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
+    /// What is mounted.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
+    }
+
+    /// Waits until the mount is gone.
+    ///
+    /// # Errors
+    /// What ended the session, if not an unmount.
+    pub fn join(self) -> io::Result<()> {
+        let result = self.session.join().unwrap_or_else(|_| Err(io::Error::other("a mount thread panicked")));
+        self.orphans.stop();
+        let _ = self.reaper.join();
+        result
+    }
+}
+
+/// Unmounts; with `lazily` also while files are open (they stay usable until they are closed).
+///
+/// # Errors
+/// `EBUSY` while files are open.
+pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
+    let flags = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    match umount2(mountpoint, flags) {
+        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, lazily),
+        result => Ok(result?),
+    }
+}
+
+/// An unprivileged server unmounts through the helper that mounted.
+fn fusermount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
+    let output = command.stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    if text.contains("busy") {
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    } else {
+        Err(io::Error::other(text.trim().to_owned()))
+    }
+}
+
+/// The kernel proposes 128 KiB of read-ahead and takes no larger answer; only this raises it. Not essential.
+fn set_readahead(mountpoint: &Path, bytes: u64) {
+    let device = match nix::sys::stat::stat(mountpoint) {
+        Ok(stat) => stat.st_dev,
+        Err(e) => return tracing::debug!(error = %e, "no read-ahead set"),
+    };
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    if let Err(e) = std::fs::write(&path, (bytes / 1024).to_string()) {
+        tracing::debug!(error = %e, path = %OsStr::new(&path).display(), "no read-ahead set");
+    }
+}

@@ -1,0 +1,115 @@
+//! The names under the snapshot directory, and the view numbers they stand for. A snapshot's number is in
+//! its record; other moments get numbers as they are asked for.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use super::nodeid::{Node, VIEWS};
+use crate::types::Lsn;
+use crate::types::limits::SNAPSHOT_VIEW_MAX;
+use crate::types::point::Point;
+use crate::volume::{FsError, FsResult, Volume};
+
+/// A relative moment (`@10m`) keeps what it first meant until it was not used for so long.
+const KEEP_SECS: u64 = 60;
+/// Moments remembered; beyond it those not used for [`KEEP_SECS`] are forgotten.
+const MOMENTS_MAX: usize = 4096;
+
+struct Moment {
+    number: u32,
+    at: Lsn,
+    relative: bool,
+    /// Seconds since the table was made.
+    used: AtomicU64,
+}
+
+#[derive(Default)]
+struct Tables {
+    by_text: HashMap<String, Arc<Moment>>,
+    by_number: HashMap<u32, Arc<Moment>>,
+    last: u32,
+}
+
+/// Views of one mount.
+pub(super) struct Views {
+    volume: Arc<Volume>,
+    started: Instant,
+    snapshots: Mutex<HashMap<u32, Lsn>>,
+    moments: Mutex<Tables>,
+}
+
+impl Views {
+    pub(super) fn new(volume: Arc<Volume>) -> Views {
+        Views { volume, started: Instant::now(), snapshots: Mutex::default(), moments: Mutex::default() }
+    }
+
+    /// The view that a name under the snapshot directory means: its number and point.
+    pub(super) fn named(&self, name: &[u8]) -> FsResult<(u32, Lsn)> {
+        let text = std::str::from_utf8(name).map_err(|_| FsError::NotFound)?;
+        let point = Point::from_str(text).map_err(|_| FsError::NotFound)?;
+        if let Point::Name(name) = &point {
+            let row = self.volume.snapshot_named(name)?;
+            self.snapshots.lock().insert(row.spec.view, row.lsn);
+            return Ok((row.spec.view, row.lsn));
+        }
+        let now = self.started.elapsed().as_secs();
+        let mut tables = self.moments.lock();
+        if let Some(moment) = tables.by_text.get(text) {
+            let fresh = now.saturating_sub(moment.used.load(Ordering::Relaxed)) < KEEP_SECS;
+            if (fresh || !moment.relative) && self.volume.is_readable(moment.at) {
+                moment.used.store(now, Ordering::Relaxed);
+                return Ok((moment.number, moment.at));
+            }
+        }
+        let at = self.volume.resolve(&point)?;
+        if tables.by_number.len() >= MOMENTS_MAX {
+            let old = |m: &Arc<Moment>| now.saturating_sub(m.used.load(Ordering::Relaxed)) >= KEEP_SECS;
+            tables.by_number.retain(|_, m| !old(m));
+            tables.by_text.retain(|_, m| !old(m));
+        }
+        // Numbers are not used again for a long time, so that the kernel cannot mistake one view for another.
+        let first = SNAPSHOT_VIEW_MAX + 1;
+        tables.last = if (first..VIEWS - 1).contains(&tables.last) { tables.last + 1 } else { first };
+        let relative = matches!(point, Point::Ago(_));
+        let moment = Arc::new(Moment { number: tables.last, at, relative, used: AtomicU64::new(now) });
+        tables.by_text.insert(text.to_owned(), moment.clone());
+        tables.by_number.insert(moment.number, moment.clone());
+        Ok((moment.number, at))
+    }
+
+    /// The point of a view number.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`] when the snapshot was deleted or the moment has left the window.
+    pub(super) fn point(&self, view: u32) -> FsResult<Lsn> {
+        let at = if Node::is_snapshot_view(view) { self.snapshot(view)? } else { self.moment(view)? };
+        self.check(at)?;
+        Ok(at)
+    }
+
+    /// Fails when a point can no longer be read: what was read meanwhile may be torn.
+    pub(super) fn check(&self, at: Lsn) -> FsResult<()> {
+        if self.volume.is_readable(at) { Ok(()) } else { Err(FsError::Stale) }
+    }
+
+    fn snapshot(&self, view: u32) -> FsResult<Lsn> {
+        if let Some(at) = self.snapshots.lock().get(&view) {
+            return Ok(*at);
+        }
+        let at = self.volume.snapshot_of_view(view)?.ok_or(FsError::Stale)?;
+        self.snapshots.lock().insert(view, at);
+        Ok(at)
+    }
+
+    fn moment(&self, view: u32) -> FsResult<Lsn> {
+        let tables = self.moments.lock();
+        let moment = tables.by_number.get(&view).ok_or(FsError::Stale)?;
+        moment.used.store(self.started.elapsed().as_secs(), Ordering::Relaxed);
+        Ok(moment.at)
+    }
+}

@@ -1,0 +1,238 @@
+//! What a store does by itself: flushing the index, making checkpoints and letting go of old journal
+//! segments, reaping, forgetting, rebinding. One thread, small steps, each a record or a file operation.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Store;
+use super::model::Edit;
+use super::open::checkpoints;
+use crate::types::error::IoContext;
+use crate::types::{Lsn, Result, Timestamp, VolumeId};
+
+/// Time between rounds when there is nothing to do.
+const ROUND: Duration = Duration::from_millis(250);
+/// Checkpoints kept.
+const CHECKPOINTS_KEPT: usize = 2;
+/// Steps of one kind in a round, so that no kind starves the others.
+const STEPS_PER_ROUND: usize = 8;
+/// Seconds by which the window's floor lags, so that it moves in steps worth a record.
+const WINDOW_STEP_SECS: u64 = 5;
+
+/// What the care thread shares with the store.
+pub(super) struct CareState {
+    flushed: AtomicU64,
+    checkpoint_at_bytes: AtomicU64,
+    paused: AtomicBool,
+    failure: Mutex<Option<String>>,
+}
+
+impl CareState {
+    pub(super) fn new(applied: Lsn, journal_bytes: u64) -> CareState {
+        CareState {
+            flushed: AtomicU64::new(applied.0),
+            checkpoint_at_bytes: AtomicU64::new(journal_bytes),
+            paused: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn flushed(&self, applied: Lsn) {
+        self.flushed.fetch_max(applied.0, Ordering::Relaxed);
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.failure.lock().iter().map(|e| format!("background work fails: {e}")).collect()
+    }
+}
+
+/// The running care thread. Dropping it ends the thread after its current step.
+pub struct Care {
+    stop: Arc<(Mutex<bool>, Condvar)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Care {
+    /// Starts caring for `store`; does not keep it open.
+    ///
+    /// # Errors
+    /// When the operating system gives no thread.
+    pub fn start(store: &Arc<Store>) -> Result<Care> {
+        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let (weak, signal) = (Arc::downgrade(store), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("rewindfs-care".into())
+            .spawn(move || run(&weak, &signal))
+            .at("starting a thread for", store.path())?;
+        Ok(Care { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Care {
+    fn drop(&mut self) {
+        *self.stop.0.lock() = true;
+        self.stop.1.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(store: &Weak<Store>, (stopped, signal): &(Mutex<bool>, Condvar)) {
+    let mut settled = Lsn::ZERO;
+    loop {
+        let Some(store) = store.upgrade() else { return };
+        let busy = match store.care_round(settled) {
+            Ok(busy) => {
+                *store.care.failure.lock() = None;
+                busy
+            }
+            Err(e) => {
+                let message = e.to_string();
+                let mut failure = store.care.failure.lock();
+                if failure.as_deref() != Some(&message) {
+                    tracing::error!(error = %message, "background work failed");
+                }
+                *failure = Some(message);
+                false
+            }
+        };
+        if !busy {
+            settled = store.last();
+        }
+        drop(store);
+        let mut stop = stopped.lock();
+        if *stop {
+            return;
+        }
+        let pause = if busy { Duration::from_millis(1) } else { ROUND };
+        signal.wait_for(&mut stop, pause);
+        if *stop {
+            return;
+        }
+    }
+}
+
+impl Store {
+    /// Suspends background records (flushes go on), for tests that count records.
+    pub fn pause_care(&self, paused: bool) {
+        self.care.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// Does some of whatever is to do. Returns whether more is left. Representations are changed only of
+    /// versions that began at or before `settled`.
+    pub fn care_round(&self, settled: Lsn) -> Result<bool> {
+        if self.check_writable().is_err() {
+            return Ok(false);
+        }
+        self.flush_if_due()?;
+        self.checkpoint_if_due()?;
+        if self.care.paused.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let mut busy = self.reap_some()?;
+        let volumes: Vec<(VolumeId, bool)> =
+            self.index.state().volumes.iter().map(|(id, v)| (*id, v.deleted)).collect();
+        for (vol, deleted) in volumes {
+            busy |= if deleted { self.sweep_some(vol)? } else { self.forget_some(vol)? };
+        }
+        busy |= self.rebind_pending(settled)? > 0;
+        Ok(busy)
+    }
+
+    /// Does all there is to do now.
+    pub fn care_until_idle(&self) -> Result<()> {
+        while self.care_round(self.last())? {}
+        Ok(())
+    }
+
+    fn flush_if_due(&self) -> Result<()> {
+        let behind = self.last().0.saturating_sub(self.care.flushed.load(Ordering::Relaxed));
+        let due = behind >= self.config.index_flush_records
+            || (behind > 0 && self.index.unflushed_bytes() >= self.config.index_flush_bytes);
+        if due { self.flush_index().map(drop) } else { Ok(()) }
+    }
+
+    fn checkpoint_if_due(&self) -> Result<()> {
+        let bytes = self.journal.bytes();
+        let base = self.care.checkpoint_at_bytes.load(Ordering::Relaxed);
+        if bytes.saturating_sub(base) < self.config.checkpoint_journal_bytes {
+            return Ok(());
+        }
+        self.checkpoint()?;
+        self.care.checkpoint_at_bytes.store(self.journal.bytes(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes a checkpoint of the index and lets go of what only older ones needed.
+    pub fn checkpoint(&self) -> Result<()> {
+        let at = self.flush_index()?;
+        let path = self.layout.checkpoints.join(format!("{:016x}", at.0));
+        if !path.exists() {
+            let making = self.layout.checkpoints.join("making");
+            remove_tree(&making)?;
+            self.index.checkpoint(&making)?;
+            std::fs::rename(&making, &path).at("renaming", &path)?;
+            self.disk.sync_dir(&self.layout.checkpoints).at("syncing", &self.layout.checkpoints)?;
+        }
+        let kept = checkpoints(&self.layout);
+        for (_, old) in kept.iter().skip(CHECKPOINTS_KEPT) {
+            remove_tree(old)?;
+        }
+        // A checkpoint holds at least what its name says, so replay from it needs no older record.
+        if let Some((oldest, _)) =
+            kept.iter().take(CHECKPOINTS_KEPT).last().filter(|_| kept.len() >= CHECKPOINTS_KEPT)
+        {
+            self.journal.remove_before(*oldest)?;
+        }
+        tracing::debug!(%at, "checkpoint made");
+        Ok(())
+    }
+
+    fn reap_some(&self) -> Result<bool> {
+        let items = self.index.reap_items(STEPS_PER_ROUND)?;
+        for item in &items {
+            self.commit(vec![Edit::Reap { vol: item.vol, ino: item.ino, cut: item.cut }], None)?;
+        }
+        Ok(!items.is_empty())
+    }
+
+    fn sweep_some(&self, vol: VolumeId) -> Result<bool> {
+        self.commit(vec![Edit::VolumeSweep { vol }], None)?;
+        Ok(true)
+    }
+
+    fn forget_some(&self, vol: VolumeId) -> Result<bool> {
+        if let Some(floor) = self.due_floor(vol)? {
+            self.commit(vec![Edit::Window { vol, floor }], None)?;
+        }
+        for _ in 0..STEPS_PER_ROUND {
+            if !self.index.wants_forget(vol)? {
+                return Ok(false);
+            }
+            self.commit(vec![Edit::Forget { vol }], None)?;
+        }
+        Ok(true)
+    }
+
+    /// Where the continuous window of `vol` should begin, if moving it would free something.
+    fn due_floor(&self, vol: VolumeId) -> Result<Option<Lsn>> {
+        let now = self.clock.now();
+        let window = self.config.window_seconds + WINDOW_STEP_SECS.min(self.config.window_seconds / 10);
+        let from = Timestamp { secs: now.secs.saturating_sub_unsigned(window), nanos: now.nanos };
+        let floor = self.index.lsn_at(from)?;
+        let current = self.index.state().volumes.get(&vol).map_or(Lsn::MAX, |v| v.floor);
+        Ok((floor > current && self.index.window_moves(vol, floor)?).then_some(floor))
+    }
+}
+
+fn remove_tree(path: &std::path::Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("removing", path),
+        _ => Ok(()),
+    }
+}

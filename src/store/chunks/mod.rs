@@ -1,0 +1,267 @@
+//! Chunks: file bytes cut by content, named by their keyed hash, stored once, compressed and sealed in
+//! packs. [`ChunkStore`] is the door: bytes in, names out, and back.
+
+pub mod chunker;
+pub mod codec;
+mod fresh;
+pub mod pack;
+pub mod pool;
+
+use std::cell::RefCell;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use super::config::Config;
+use super::index::Index;
+use super::index::Locate;
+use super::keys::Sealer;
+use crate::types::error::IoContext;
+use crate::types::{ChunkId, Disk, Error, PackId, Result, StoreUuid};
+use chunker::Chunker;
+use fresh::Fresh;
+use pack::{Location, PackReader, PackWriter, SealedChunk};
+use pool::Pool;
+
+/// Room a cached chunk takes beside its bytes.
+const CACHE_ENTRY_BYTES: u64 = 128;
+
+#[derive(Clone)]
+struct ByBytes;
+
+impl Weighter<ChunkId, Arc<Vec<u8>>> for ByBytes {
+    fn weight(&self, _: &ChunkId, bytes: &Arc<Vec<u8>>) -> u64 {
+        bytes.len() as u64 + CACHE_ENTRY_BYTES
+    }
+}
+
+/// What sealing did so far.
+#[derive(Debug, Default)]
+pub struct ChunkCounters {
+    /// Plain bytes given to [`ChunkStore::store`].
+    pub stored_bytes: AtomicU64,
+    /// Of them, bytes that were there already.
+    pub duplicate_bytes: AtomicU64,
+    /// Bytes appended to packs.
+    pub packed_bytes: AtomicU64,
+    /// Chunks read from packs.
+    pub reads: AtomicU64,
+    /// Chunks served from the cache.
+    pub cache_hits: AtomicU64,
+}
+
+struct Inner {
+    sealer: Arc<Sealer>,
+    writer: Option<PackWriter>,
+    reader: PackReader,
+    level: i32,
+    fresh: Fresh,
+    cache: Cache<ChunkId, Arc<Vec<u8>>, ByBytes>,
+    counters: ChunkCounters,
+}
+
+/// The chunk store.
+pub struct ChunkStore {
+    inner: Arc<Inner>,
+    chunker: Chunker,
+    pool: Pool,
+}
+
+/// Chunks that were stored for a record not yet committed, in order, with their lengths. While this lives
+/// they are pinned: a record may name them. Drop it after the commit, or instead of it.
+pub struct Stored {
+    inner: Arc<Inner>,
+    /// Name and length of each, and whether this holds a pin on it.
+    chunks: Vec<(ChunkId, u32, bool)>,
+}
+
+impl Stored {
+    /// The chunks and their lengths.
+    pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        self.chunks.iter().map(|(id, len, _)| (*id, *len))
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
+        for (id, _, pinned) in &self.chunks {
+            if *pinned {
+                self.inner.fresh.unpin(id);
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Where the codec works; kept so that sealing allocates nothing for it.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl ChunkStore {
+    /// Opens the packs in `dir`; without `writable` nothing can be stored.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        store: StoreUuid,
+        sealer: Arc<Sealer>,
+        config: &Config,
+        writable: bool,
+    ) -> Result<ChunkStore> {
+        let writer =
+            if writable { Some(PackWriter::open(disk.clone(), dir, store, PackId(0))?) } else { None };
+        let inner = Inner {
+            writer,
+            reader: PackReader::new(disk, dir, store, sealer.clone()),
+            level: config.zstd_level,
+            fresh: Fresh::default(),
+            cache: Cache::with_weighter(
+                (config.chunk_cache_bytes / 65_536).max(16) as usize,
+                config.chunk_cache_bytes,
+                ByBytes,
+            ),
+            counters: ChunkCounters::default(),
+            sealer: sealer.clone(),
+        };
+        Ok(ChunkStore {
+            inner: Arc::new(inner),
+            chunker: Chunker::new(sealer.chunker_seed()),
+            pool: Pool::new("rewindfs-seal", config.sealers()).at("starting threads for", dir)?,
+        })
+    }
+
+    /// Where content cuts `data`: the end of each chunk. Without `last`, what follows the last content cut
+    /// is left for when more data comes.
+    pub fn cuts(&self, data: &[u8], last: bool) -> Vec<usize> {
+        self.chunker.cuts(data, last).collect()
+    }
+
+    /// Stores the chunks of `data` that end at `cuts`, on all cores. They are durable after
+    /// [`ChunkStore::sync`].
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], [`Error::Io`], [`Error::ReadOnly`]; then none of them counts as stored.
+    pub fn store(&self, index: &Arc<Index>, data: Arc<Vec<u8>>, cuts: &[usize]) -> Result<Stored> {
+        let ranges: Vec<(usize, usize)> =
+            cuts.iter().scan(0, |start, &end| Some((std::mem::replace(start, end), end))).collect();
+        let (inner, index) = (self.inner.clone(), index.clone());
+        let count = ranges.len();
+        let results = self.pool.map(count, move |i| {
+            let (start, end) = ranges.get(i).copied().unwrap_or_default();
+            let plain = data.get(start..end).unwrap_or_default();
+            inner.store_one(&index, plain).map(|(id, pinned)| (id, plain.len() as u32, pinned))
+        });
+        let mut stored = Stored { inner: self.inner.clone(), chunks: Vec::with_capacity(count) };
+        let mut failed = None;
+        for result in results {
+            match result {
+                Ok(chunk) => stored.chunks.push(chunk),
+                Err(e) => failed = Some(e),
+            }
+        }
+        failed.map_or(Ok(stored), Err)
+    }
+
+    /// A chunk's plain bytes, verified against its name.
+    pub fn read(&self, index: &Index, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
+        self.inner.read(index, id)
+    }
+
+    /// Reads several chunks at once, on all cores; those not cached are decoded in parallel.
+    pub fn read_all(&self, index: &Arc<Index>, ids: Vec<ChunkId>) -> Vec<Result<Arc<Vec<u8>>>> {
+        let missing = ids.iter().filter(|id| self.inner.cache.peek(*id).is_none()).count();
+        let (inner, shared) = (self.inner.clone(), index.clone());
+        if missing < 2 {
+            return ids.iter().map(|id| inner.read(&shared, id)).collect();
+        }
+        let count = ids.len();
+        self.pool.map(count, move |i| match ids.get(i) {
+            Some(id) => inner.read(&shared, id),
+            None => Ok(Arc::default()),
+        })
+    }
+
+    /// Reads a chunk from its pack and verifies it, past the cache.
+    pub fn verify(&self, location: &Location, id: &ChunkId) -> Result<()> {
+        self.inner.reader.read(location, id).map(drop)
+    }
+
+    /// Makes everything stored so far durable.
+    pub fn sync(&self) -> Result<()> {
+        self.inner.writer.as_ref().map_or(Ok(()), PackWriter::sync)
+    }
+
+    /// The lowest place at which a chunk may lie that a record committed from now on names.
+    pub fn low_mark(&self) -> (PackId, u64) {
+        let end = self.inner.writer.as_ref().map_or((PackId(0), 0), PackWriter::position);
+        self.inner.fresh.low_mark(end)
+    }
+
+    /// Adds a chunk found in a pack by recovery.
+    pub fn found(&self, id: ChunkId, location: Location) {
+        self.inner.fresh.found(id, location);
+    }
+
+    /// Forgets chunks found by recovery that no record named.
+    pub fn forget_found(&self) {
+        self.inner.fresh.clear();
+    }
+
+    /// What was done so far.
+    pub fn counters(&self) -> &ChunkCounters {
+        &self.inner.counters
+    }
+}
+
+impl Locate for ChunkStore {
+    fn locate(&self, id: &ChunkId) -> Option<Location> {
+        self.inner.fresh.get(id)
+    }
+}
+
+impl Inner {
+    /// Stores one chunk unless it is there; the flag says whether it was pinned.
+    fn store_one(&self, index: &Index, plain: &[u8]) -> Result<(ChunkId, bool)> {
+        let id = self.sealer.chunk_id(plain);
+        let len = plain.len() as u64;
+        self.counters.stored_bytes.fetch_add(len, Ordering::Relaxed);
+        let pinned = self.fresh.pin(&id);
+        if pinned || index.chunk(&id)?.is_some() {
+            self.counters.duplicate_bytes.fetch_add(len, Ordering::Relaxed);
+            return Ok((id, pinned));
+        }
+        let writer =
+            self.writer.as_ref().ok_or_else(|| Error::ReadOnly("it was opened for reading".into()))?;
+        let sealed = SCRATCH.with_borrow_mut(|scratch| {
+            SealedChunk::seal(&self.sealer, self.level, id, plain, scratch)
+                .map_err(|e| Error::Invalid(e.to_string()))
+        })?;
+        let place = writer.position();
+        self.fresh.begin(place);
+        let appended = writer.append(sealed);
+        self.fresh.end(place, appended.as_ref().ok().map(|location| (id, *location)));
+        self.counters.packed_bytes.fetch_add(appended?.frame_bytes(), Ordering::Relaxed);
+        Ok((id, true))
+    }
+
+    fn read(&self, index: &Index, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
+        if let Some(bytes) = self.cache.get(id) {
+            self.counters.cache_hits.fetch_add(1, Ordering::Relaxed);
+            return Ok(bytes);
+        }
+        // A chunk leaves `fresh` only after the index has it, so in this order it cannot be missed.
+        let location = match self.fresh.get(id) {
+            Some(location) => location,
+            None => {
+                let missing = || Error::corrupt("recipe", id.to_string(), "its chunk is in no pack");
+                index.chunk(id)?.ok_or_else(missing)?.location
+            }
+        };
+        self.counters.reads.fetch_add(1, Ordering::Relaxed);
+        let bytes = Arc::new(self.reader.read(&location, id)?);
+        self.cache.insert(*id, bytes.clone());
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,399 @@
+//! `apply`: the only writer of the index. Live, in recovery, when rebuilding and on a standby the same
+//! function runs over the same records and gives the same index (locations and counts of chunks apart).
+
+use super::keys::{self, Family, meta};
+use super::rows::{Snapshot, Stored, Volume};
+use super::txn::{Locate, Txn};
+use super::{HEADS, HISTORY, Index, damaged};
+use crate::store::model::{Attrs, Cut, Edit, Inode, Piece, Recipe, Record, SnapshotSpec};
+use crate::types::limits::{CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, SWEEP_ITEMS_MAX};
+use crate::types::{Error, Ino, Lsn, PackId, Result, Term, VolumeId};
+
+/// A record's place in the journal.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// Its LSN: the one after the last applied.
+    pub lsn: Lsn,
+    /// Its term.
+    pub term: Term,
+    /// The chain hash up to and with it.
+    pub chain: [u8; 32],
+    /// How far the packs are written.
+    pub packed: (PackId, u64),
+}
+
+impl Index {
+    /// Applies one record in one batch.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the record does not follow the last one applied or names what cannot be;
+    /// [`Error::Index`] from RocksDB. After an error the in-memory state is not to be trusted: the caller
+    /// poisons the store and reopens.
+    pub fn apply(&self, place: Place, record: &Record, locate: &dyn Locate) -> Result<()> {
+        let mut state = self.state.write();
+        if place.lsn != state.applied.next() {
+            let detail = format!("the index is at {}", state.applied);
+            return Err(Error::corrupt("record order", format!("lsn {}", place.lsn), detail));
+        }
+        let time = record.time.max(state.time);
+        let mut txn = Txn::new(self, &mut state, place.lsn, locate);
+        for edit in &record.edits {
+            txn.edit(edit, record)?;
+        }
+        txn.put_row(
+            meta::time(time.as_nanos_saturating().div_euclid(10_000_000)),
+            place.lsn.0.to_le_bytes(),
+        )?;
+        txn.state.applied = place.lsn;
+        txn.state.term = place.term;
+        txn.state.chain = place.chain;
+        txn.state.time = time;
+        txn.state.packed = place.packed;
+        txn.finish()
+    }
+}
+
+impl Txn<'_> {
+    fn edit(&mut self, edit: &Edit, record: &Record) -> Result<()> {
+        match edit {
+            Edit::PutInode { vol, ino, attrs } => self.put_inode(*vol, *ino, attrs),
+            Edit::DelInode { vol, ino } => self.del_inode(*vol, *ino),
+            Edit::PutDirent { vol, parent, hash, dirent } => {
+                self.put(&keys::dirent(*vol, *parent, hash), dirent, self.lsn)
+            }
+            Edit::DelDirent { vol, parent, hash } => {
+                self.delete(&keys::dirent(*vol, *parent, hash), self.lsn).map(drop)
+            }
+            Edit::PatchBlock { vol, ino, block, offset, pieces } => {
+                self.patch_block(*vol, *ino, *block, *offset, pieces)
+            }
+            Edit::DropBlocks { vol, ino, from, to } => self.drop_blocks(*vol, *ino, *from, *to),
+            Edit::Cut { vol, ino, from, to } => self.cut(*vol, *ino, *from, *to),
+            Edit::Reap { vol, ino, cut } => self.reap(*vol, *ino, *cut),
+            Edit::PutXattr { vol, ino, hash, xattr } => {
+                self.put(&keys::xattr(*vol, *ino, hash), xattr, self.lsn)
+            }
+            Edit::DelXattr { vol, ino, hash } => {
+                self.delete(&keys::xattr(*vol, *ino, hash), self.lsn).map(drop)
+            }
+            Edit::Orphan { vol, ino, orphan: true } => self.put_row(meta::orphan(*vol, *ino), []),
+            Edit::Orphan { vol, ino, orphan: false } => {
+                self.delete_row(&meta::orphan(*vol, *ino));
+                Ok(())
+            }
+            Edit::Rebind { vol, ino, block, since, recipe } => {
+                self.rebind(&keys::block(*vol, *ino, *block), *since, recipe)
+            }
+            Edit::SnapshotCreate { vol, spec } => self.snapshot_create(*vol, spec, record),
+            Edit::SnapshotDelete { vol, at } => self.change_snapshot(*vol, *at, |s| s.deleting = true),
+            Edit::SnapshotHold { vol, at, hold } => self.change_snapshot(*vol, *at, |s| s.spec.hold = *hold),
+            Edit::Window { vol, floor } => {
+                if let Some(volume) = self.state.volume_mut(*vol) {
+                    volume.floor = volume.floor.max(*floor);
+                }
+                Ok(())
+            }
+            Edit::Forget { vol } => self.forget(*vol),
+            Edit::VolumeCreate { vol, name } => {
+                self.state.volumes.insert(*vol, Volume::new(name.clone(), self.lsn));
+                self.state.next_volume = self.state.next_volume.max(vol.0 + 1);
+                self.state.volume_mut(*vol);
+                Ok(())
+            }
+            Edit::VolumeDelete { vol } => {
+                if let Some(volume) = self.state.volume_mut(*vol) {
+                    volume.deleted = true;
+                }
+                Ok(())
+            }
+            Edit::VolumeSweep { vol } => self.sweep_volume(*vol),
+            Edit::Term => Ok(()),
+        }
+    }
+
+    /// The record's attributes with what `apply` itself keeps.
+    fn put_inode(&mut self, vol: VolumeId, ino: Ino, attrs: &Attrs) -> Result<()> {
+        let key = keys::inode(vol, ino);
+        let old = self.head_item::<Inode>(&key)?;
+        if old.is_none() {
+            self.use_ino(vol, ino);
+            if let Some(volume) = self.state.volume_mut(vol) {
+                volume.inodes += 1;
+            }
+        }
+        let (data_bytes, cuts) = old.map_or((0, Vec::new()), |(_, i)| (i.data_bytes, i.cuts));
+        self.put(&key, &Inode { attrs: attrs.clone(), data_bytes, cuts }, self.lsn)
+    }
+
+    fn del_inode(&mut self, vol: VolumeId, ino: Ino) -> Result<()> {
+        let key = keys::inode(vol, ino);
+        let Some((_, inode)) = self.head_item::<Inode>(&key)? else { return Ok(()) };
+        self.delete(&key, self.lsn)?;
+        if let Some(volume) = self.state.volume_mut(vol) {
+            volume.inodes = volume.inodes.saturating_sub(1);
+        }
+        if inode.attrs.xattrs > 0 {
+            let prefix = keys::prefix(vol, Family::Xattr, ino);
+            for key in self.index.keys_with(HEADS, &prefix, usize::MAX)? {
+                self.delete(&key, self.lsn)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn inode(&mut self, vol: VolumeId, ino: Ino) -> Result<Option<Inode>> {
+        Ok(self.head_item::<Inode>(&keys::inode(vol, ino))?.map(|(_, inode)| inode))
+    }
+
+    /// Adds `delta` to the inode's data bytes without making a new version.
+    fn add_data_bytes(&mut self, vol: VolumeId, ino: Ino, added: u64, removed: u64) -> Result<()> {
+        if added == removed {
+            return Ok(());
+        }
+        if let Some(mut inode) = self.inode(vol, ino)? {
+            inode.data_bytes = (inode.data_bytes + added).saturating_sub(removed);
+            self.amend(&keys::inode(vol, ino), &inode)?;
+        }
+        Ok(())
+    }
+
+    fn patch_block(
+        &mut self,
+        vol: VolumeId,
+        ino: Ino,
+        block: u64,
+        offset: u32,
+        pieces: &[Piece],
+    ) -> Result<()> {
+        let key = keys::block(vol, ino, block);
+        let cut = self.inode(vol, ino)?.map_or(Lsn::ZERO, |i| i.cut_at(block));
+        let old = self.head_item::<Recipe>(&key)?;
+        // A version from before a cut is already over; it only was not reaped yet.
+        let (base, end) = match old {
+            Some((since, _)) if since < cut => (Recipe::default(), cut),
+            Some((_, recipe)) => (recipe, self.lsn),
+            None => (Recipe::default(), self.lsn),
+        };
+        let removed = if end == self.lsn {
+            base.data_bytes()
+        } else {
+            self.head(&key)?.map_or(Ok(0), |s| self.public_recipe(&key, &s).map(|r| r.data_bytes()))?
+        };
+        let new = base.overlay(offset, pieces);
+        self.put_block(&key, &new, end)?;
+        self.add_data_bytes(vol, ino, new.data_bytes(), removed)
+    }
+
+    /// Ends the head of a block at `end`; returns its data bytes.
+    fn drop_block(&mut self, key: &[u8], end: Lsn) -> Result<u64> {
+        match self.delete(key, end)? {
+            Some(old) => Ok(self.public_recipe(key, &old)?.data_bytes()),
+            None => Ok(0),
+        }
+    }
+
+    fn drop_blocks(&mut self, vol: VolumeId, ino: Ino, from: u64, to: u64) -> Result<()> {
+        if to.saturating_sub(from) > DIRECT_REMOVE_BLOCKS_MAX {
+            return Err(Error::corrupt(
+                "record",
+                format!("lsn {}", self.lsn),
+                "too many blocks dropped at once",
+            ));
+        }
+        let inode = self.inode(vol, ino)?;
+        let mut removed = 0;
+        for block in from..to {
+            let key = keys::block(vol, ino, block);
+            let cut = inode.as_ref().map_or(Lsn::ZERO, |i| i.cut_at(block));
+            let since = self.head(&key)?.map(|s| s.since);
+            let end = if since.is_some_and(|s| s < cut) { cut } else { self.lsn };
+            removed += self.drop_block(&key, end)?;
+        }
+        self.add_data_bytes(vol, ino, 0, removed)
+    }
+
+    fn cut(&mut self, vol: VolumeId, ino: Ino, from: u64, to: u64) -> Result<()> {
+        // The row outlives the inode: of an inode that is gone, all blocks up to `to` go.
+        let mut row = from.to_le_bytes().to_vec();
+        row.extend_from_slice(&to.to_le_bytes());
+        self.put_row(meta::reap(vol, self.lsn, ino), row)?;
+        if let Some(mut inode) = self.inode(vol, ino)? {
+            if inode.cuts.len() >= CUTS_MAX {
+                return Err(Error::corrupt("record", format!("lsn {}", self.lsn), "too many cuts"));
+            }
+            inode.cuts.push(Cut { from, to, lsn: self.lsn });
+            self.amend(&keys::inode(vol, ino), &inode)?;
+        }
+        Ok(())
+    }
+
+    fn reap(&mut self, vol: VolumeId, ino: Ino, cut: Lsn) -> Result<()> {
+        let row = meta::reap(vol, cut, ino);
+        let Some((from, to)) = self.index.reap_range(&row)? else { return Ok(()) };
+        let below = keys::block(vol, ino, to);
+        let found = self.index.keys_between(HEADS, &keys::block(vol, ino, from), &below, SWEEP_ITEMS_MAX)?;
+        let mut removed = 0;
+        for key in &found {
+            if self.head(key)?.is_some_and(|s| s.since < cut) {
+                removed += self.drop_block(key, cut)?;
+            }
+        }
+        self.add_data_bytes(vol, ino, 0, removed)?;
+        // Blocks written after the cut stay; go on behind what was looked at.
+        let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b + 1);
+        match next.filter(|_| found.len() >= SWEEP_ITEMS_MAX) {
+            Some(next) => {
+                let mut value = next.to_le_bytes().to_vec();
+                value.extend_from_slice(&to.to_le_bytes());
+                self.put_row(row, value)
+            }
+            None => {
+                self.delete_row(&row);
+                if let Some(mut inode) = self.inode(vol, ino)? {
+                    inode.cuts.retain(|c| c.lsn != cut);
+                    self.amend(&keys::inode(vol, ino), &inode)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn rebind(&mut self, key: &[u8], since: Lsn, recipe: &Recipe) -> Result<()> {
+        let head = self.head(key)?.filter(|s| s.since == since);
+        let (old, end) = match head {
+            Some(old) => (old, None),
+            None => match self.index.history_after(key, since)? {
+                Some((end, old)) if old.since == since => (old, Some(end)),
+                _ => return Ok(()),
+            },
+        };
+        let before = self.public_recipe(key, &old)?;
+        if before.data_bytes() != recipe.data_bytes() {
+            return Ok(());
+        }
+        for id in recipe.chunks() {
+            self.reference(id)?;
+        }
+        match end {
+            None => self.amend(key, recipe)?,
+            Some(end) => self.amend_history(key, end, &old, recipe)?,
+        }
+        self.release_block(key, since, Some(&before))?;
+        self.clear_pending(key, since);
+        Ok(())
+    }
+
+    fn snapshot_create(&mut self, vol: VolumeId, spec: &SnapshotSpec, record: &Record) -> Result<()> {
+        let snapshot = Snapshot { spec: spec.clone(), time: record.time, deleting: false };
+        self.put_row(meta::snapshot(vol, self.lsn), snapshot.encode())?;
+        let lsn = self.lsn;
+        if let Some(volume) = self.state.volume_mut(vol) {
+            volume.next_view = volume.next_view.max(spec.view + 1);
+            volume.snapshots.insert(lsn, snapshot);
+        }
+        Ok(())
+    }
+
+    fn change_snapshot(&mut self, vol: VolumeId, at: Lsn, change: impl FnOnce(&mut Snapshot)) -> Result<()> {
+        let Some(snapshot) = self.state.volumes.get_mut(&vol).and_then(|v| v.snapshots.get_mut(&at)) else {
+            return Ok(());
+        };
+        change(snapshot);
+        let row = snapshot.encode();
+        self.put_row(meta::snapshot(vol, at), row)
+    }
+
+    /// Forgets up to a batch of versions: first what only the window kept and has left it, then what only
+    /// the oldest snapshot being deleted needed.
+    fn forget(&mut self, vol: VolumeId) -> Result<()> {
+        let Some(volume) = self.state.volumes.get(&vol) else { return Ok(()) };
+        let floor = volume.floor;
+        let deleting = volume.snapshots.iter().find(|(_, s)| s.deleting).map(|(at, _)| *at);
+        let mut left = SWEEP_ITEMS_MAX;
+        for (end, head) in self.index.ended_until(vol, Lsn::ZERO, floor, left)? {
+            self.delete_ended(vol, Lsn::ZERO, end, &head)?;
+            self.free_history(&head, end)?;
+            left -= 1;
+        }
+        let Some(at) = deleting.filter(|_| left > 0) else { return Ok(()) };
+        let snapshots = self.state.volumes.get(&vol).map(|v| &v.snapshots);
+        let previous = snapshots.and_then(|s| s.range(..at).next_back()).map_or(Lsn::ZERO, |(p, _)| *p);
+        let next = snapshots.and_then(|s| s.range(at.next()..).next()).map_or(Lsn::MAX, |(n, _)| *n);
+        let found = self.index.ended_between(vol, (previous, at), (at, next), left)?;
+        for (first, end, head, bytes) in &found {
+            self.delete_ended(vol, *first, *end, head)?;
+            if *end > floor {
+                self.put_ended(vol, Lsn::ZERO, *end, head, *bytes)?;
+            } else {
+                self.free_history(head, *end)?;
+            }
+        }
+        if found.len() < left {
+            self.delete_row(&meta::snapshot(vol, at));
+            if let Some(volume) = self.state.volume_mut(vol) {
+                volume.snapshots.remove(&at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes up to a batch of what a deleted volume left: history, then heads, then its rows.
+    fn sweep_volume(&mut self, vol: VolumeId) -> Result<()> {
+        if !self.state.volumes.get(&vol).is_some_and(|v| v.deleted) {
+            return Ok(());
+        }
+        let prefix = keys::volume(vol);
+        let mut left = SWEEP_ITEMS_MAX;
+        for key in self.index.keys_with(HISTORY, &prefix, left)? {
+            left -= 1;
+            match keys::split_ended(&key) {
+                Some((first, end, head)) => self.delete_ended(vol, first, end, &head)?,
+                None => {
+                    let (head, end) = keys::split_history(&key).ok_or_else(|| damaged(&key, "bad key"))?;
+                    self.free_history(head, end)?;
+                }
+            }
+        }
+        // No point of a deleted volume needs what is ended now, so it is freed at once.
+        if let Some(volume) = self.state.volume_mut(vol) {
+            volume.floor = Lsn::MAX;
+            volume.snapshots.values_mut().for_each(|s| s.deleting = true);
+        }
+        for key in self.index.keys_with(HEADS, &prefix, left)? {
+            left -= 1;
+            self.delete(&key, self.lsn)?;
+        }
+        if left > 0 {
+            for kind in [meta::SNAPSHOT, meta::ORPHAN, meta::REAP, meta::PENDING] {
+                for key in self.index.keys_with("default", &meta::of_volume(kind, vol), usize::MAX)? {
+                    self.delete_row(&key);
+                }
+            }
+            self.state.volume_mut(vol);
+            self.state.volumes.remove(&vol);
+        }
+        Ok(())
+    }
+}
+
+impl Index {
+    fn reap_range(&self, row: &[u8]) -> Result<Option<(u64, u64)>> {
+        let Some(value) = self.get("default", row)? else { return Ok(None) };
+        let mut d = crate::types::wire::Decoder::new(&value);
+        let range = d.u64().and_then(|from| Ok((from, d.u64()?)));
+        range.map(Some).map_err(|e| damaged(row, e))
+    }
+
+    /// The first history entry of `head` that ended after `point`, with its end.
+    pub(super) fn history_after(&self, head: &[u8], point: Lsn) -> Result<Option<(Lsn, Stored)>> {
+        let below = keys::after_prefix(head);
+        let it = self.iterate(HISTORY, &keys::history(head, point.next()), &below)?;
+        let Some((key, value)) = it.item() else { return Ok(None) };
+        match keys::split_history(key) {
+            Some((found, end)) if found == head => {
+                Ok(Some((end, Stored::decode(value).map_err(|e| damaged(key, e))?)))
+            }
+            _ => Ok(None),
+        }
+    }
+}

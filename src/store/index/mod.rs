@@ -1,0 +1,280 @@
+//! The index: RocksDB, and nothing outside this folder knows it. It is a view of the journal: [`apply`] is
+//! its only writer, and it may be thrown away and rebuilt from a checkpoint and the journal.
+//!
+//! RocksDB's own log is off and its column families are flushed together; it never flushes by itself, so
+//! that what it holds on disk is never ahead of the synced journal ([`Index::flush`]).
+
+pub mod apply;
+pub mod keys;
+pub mod rows;
+pub mod scan;
+mod txn;
+pub mod view;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::RwLock;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions,
+};
+
+use crate::store::keys::Sealer;
+use crate::types::error::IoContext;
+use crate::types::wire::WireError;
+use crate::types::{Error, Result};
+use keys::meta;
+use rows::{PackStat, Snapshot, State, Stored, Volume};
+
+pub use txn::Locate;
+pub use view::{Version, View};
+
+const HEADS: &str = "heads";
+const HISTORY: &str = "history";
+const CHUNKS: &str = "chunks";
+
+/// Sizes of RocksDB's memory; see `store::config`.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexOptions {
+    /// Block cache: data, index and filter blocks of all column families.
+    pub block_cache_bytes: usize,
+}
+
+/// What the index was asked for, so that costs can be compared without a clock.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Point look-ups.
+    pub gets: AtomicU64,
+    /// Iterators positioned.
+    pub seeks: AtomicU64,
+    /// Bytes of the values returned by either.
+    pub bytes: AtomicU64,
+}
+
+/// The open index.
+pub struct Index {
+    db: DB,
+    path: PathBuf,
+    pub(super) sealer: Arc<Sealer>,
+    digest_key: [u8; 32],
+    cache: Cache,
+    /// Lock order: taken last; held while a batch is written, so that rows and versions change together.
+    state: RwLock<State>,
+    /// Costs so far.
+    pub counters: Counters,
+}
+
+fn index_error(e: impl std::fmt::Display) -> Error {
+    Error::Index(e.to_string())
+}
+
+fn damaged(key: &[u8], e: impl std::fmt::Display) -> Error {
+    Error::corrupt("index value", format!("key {}", crate::types::ids::hex(key)), e.to_string())
+}
+
+fn db_options() -> Result<Options> {
+    // No flush when closing either: after a failed sync the index must not get ahead of the journal. The
+    // crate has no setter for it.
+    let mut o = Options::default()
+        .get_options_from_string("avoid_flush_during_shutdown=true")
+        .map_err(index_error)?;
+    o.create_if_missing(true);
+    o.create_missing_column_families(true);
+    o.set_atomic_flush(true);
+    o.set_max_open_files(512);
+    o.set_keep_log_file_num(2);
+    o.set_max_log_file_size(4 << 20);
+    o.set_max_background_jobs(2);
+    o.set_max_total_wal_size(0);
+    // No flush but ours: the write buffers are larger than what `Store` lets them grow to.
+    o.set_db_write_buffer_size(0);
+    Ok(o)
+}
+
+fn family_options(cache: &Cache) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(cache);
+    table.set_bloom_filter(10.0, false);
+    table.set_whole_key_filtering(true);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    table.set_block_size(8 * 1024);
+    table.set_format_version(5);
+    let mut o = Options::default();
+    o.set_block_based_table_factory(&table);
+    o.set_write_buffer_size(1 << 30);
+    o.set_arena_block_size(1 << 20);
+    o.set_max_write_buffer_number(8);
+    o.set_min_write_buffer_number_to_merge(1);
+    o.set_level_compaction_dynamic_level_bytes(true);
+    o
+}
+
+impl Index {
+    /// Opens or creates the index in `path`.
+    ///
+    /// # Errors
+    /// [`Error::Index`] when RocksDB refuses, [`Error::Corrupt`] when a row does not decode.
+    pub fn open(path: &Path, sealer: Arc<Sealer>, options: IndexOptions) -> Result<Index> {
+        let cache = Cache::new_lru_cache(options.block_cache_bytes);
+        let families = ["default", HEADS, HISTORY, CHUNKS]
+            .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
+        let digest_key = sealer.digest_key();
+        let index = Index {
+            db,
+            path: path.to_owned(),
+            sealer,
+            digest_key,
+            cache,
+            state: RwLock::new(State::default()),
+            counters: Counters::default(),
+        };
+        let state = index.load_state()?;
+        *index.state.write() = state;
+        Ok(index)
+    }
+
+    fn load_state(&self) -> Result<State> {
+        let Some(row) = self.get("default", meta::STATE)? else { return Ok(State::default()) };
+        let mut state = State::decode(&row).map_err(|e| damaged(meta::STATE, e))?;
+        self.rows(&[meta::VOLUME], |key, value| {
+            let (vol, []) = meta::split::<0>(key).ok_or_else(|| damaged(key, "bad key"))?;
+            state.volumes.insert(vol, Volume::decode(value).map_err(|e| damaged(key, e))?);
+            Ok(true)
+        })?;
+        self.rows(&[meta::SNAPSHOT], |key, value| {
+            let (vol, [at]) = meta::split::<1>(key).ok_or_else(|| damaged(key, "bad key"))?;
+            let snapshot = Snapshot::decode(value).map_err(|e| damaged(key, e))?;
+            if let Some(volume) = state.volumes.get_mut(&vol) {
+                volume.snapshots.insert(crate::types::Lsn(at), snapshot);
+            }
+            Ok(true)
+        })?;
+        self.rows(&[meta::PACK], |key, value| {
+            let bad = || damaged(key, WireError::Short);
+            let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
+            let live = value.first_chunk::<8>().ok_or_else(bad)?;
+            let stat = PackStat { live_bytes: u64::from_le_bytes(*live) };
+            state.packs.insert(crate::types::PackId(u64::from_be_bytes(*pack)), stat);
+            Ok(true)
+        })?;
+        Ok(state)
+    }
+
+    /// The rows that are not versioned.
+    pub fn state(&self) -> parking_lot::RwLockReadGuard<'_, State> {
+        self.state.read()
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn family(&self, name: &str) -> Result<&ColumnFamily> {
+        self.db.cf_handle(name).ok_or_else(|| index_error(format!("no column family {name}")))
+    }
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<rocksdb::DBPinnableSlice<'_>>> {
+        self.counters.gets.fetch_add(1, Ordering::Relaxed);
+        let value = self.db.get_pinned_cf(self.family(family)?, key).map_err(index_error)?;
+        if let Some(v) = &value {
+            self.counters.bytes.fetch_add(v.len() as u64, Ordering::Relaxed);
+        }
+        Ok(value)
+    }
+
+    fn iterate(&self, family: &str, from: &[u8], below: &[u8]) -> Result<rocksdb::DBRawIterator<'_>> {
+        self.counters.seeks.fetch_add(1, Ordering::Relaxed);
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(below);
+        let mut it = self.db.raw_iterator_cf_opt(self.family(family)?, options);
+        it.seek(from);
+        it.status().map_err(index_error)?;
+        Ok(it)
+    }
+
+    /// Visits the rows of the default family that begin with `prefix`, in order, while `visit` says true.
+    pub fn rows(&self, prefix: &[u8], visit: impl FnMut(&[u8], &[u8]) -> Result<bool>) -> Result<()> {
+        self.range("default", prefix, &keys::after_prefix(prefix), visit)
+    }
+
+    fn range(
+        &self,
+        family: &str,
+        from: &[u8],
+        below: &[u8],
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let mut it = self.iterate(family, from, below)?;
+        while let Some((key, value)) = it.item() {
+            self.counters.bytes.fetch_add(value.len() as u64, Ordering::Relaxed);
+            if !visit(key, value)? {
+                return Ok(());
+            }
+            it.next();
+        }
+        it.status().map_err(index_error)
+    }
+
+    fn head(&self, key: &[u8]) -> Result<Option<Stored>> {
+        self.get(HEADS, key)?.map(|v| Stored::decode(&v).map_err(|e| damaged(key, e))).transpose()
+    }
+
+    /// Bytes of memory that unflushed changes take.
+    pub fn unflushed_bytes(&self) -> u64 {
+        ["default", HEADS, HISTORY, CHUNKS]
+            .iter()
+            .filter_map(|name| self.family(name).ok())
+            .filter_map(|cf| {
+                self.db.property_int_value_cf(cf, "rocksdb.cur-size-all-mem-tables").ok().flatten()
+            })
+            .sum()
+    }
+
+    /// Begins to write all applied changes to disk, and with `wait` also ends it. The caller has synced the
+    /// journal up to the applied LSN and holds the commit lock, so that nothing later gets in; without
+    /// `wait` the in-memory tables are switched before this returns.
+    pub fn flush(&self, wait: bool) -> Result<()> {
+        let mut options = FlushOptions::default();
+        options.set_wait(wait);
+        let families =
+            [self.family("default")?, self.family(HEADS)?, self.family(HISTORY)?, self.family(CHUNKS)?];
+        self.db.flush_cfs_opt(&families, &options).map_err(index_error)
+    }
+
+    /// Makes a checkpoint (hard links) of what is on disk, in `path`, which must not exist. Unflushed
+    /// changes are not part of it: it has its own applied LSN inside.
+    pub fn checkpoint(&self, path: &Path) -> Result<()> {
+        let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(index_error)?;
+        checkpoint.create_checkpoint_with_log_size(path, u64::MAX).map_err(index_error)
+    }
+
+    /// Waits for background work and closes.
+    pub fn close(self) {
+        self.db.cancel_all_background_work(true);
+    }
+
+    /// Bytes of memory: block cache in use and memory tables.
+    pub fn memory_bytes(&self) -> u64 {
+        self.cache.get_usage() as u64 + self.unflushed_bytes()
+    }
+}
+
+/// Copies a checkpoint to where the index lives: hard links for the immutable tables, copies for the rest.
+pub fn restore_checkpoint(checkpoint: &Path, index: &Path) -> Result<()> {
+    std::fs::create_dir_all(index).at("creating", index)?;
+    for entry in std::fs::read_dir(checkpoint).at("listing", checkpoint)? {
+        let from = entry.at("listing", checkpoint)?.path();
+        let Some(name) = from.file_name() else { continue };
+        let to = index.join(name);
+        if from.extension().is_some_and(|e| e == "sst") {
+            std::fs::hard_link(&from, &to).at("linking", &to)?;
+        } else {
+            std::fs::copy(&from, &to).at("copying", &to)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,251 @@
+//! Range reads of the index that `apply`, the maintenance and `fsck` share.
+
+use super::keys::{self, meta};
+use super::rows::{ChunkEntry, Stored};
+use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
+use crate::store::model::{Item, Recipe, Split};
+use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
+
+/// A dead-list item: first point, end, head key, data bytes.
+pub type Ended = (Lsn, Lsn, Vec<u8>, u64);
+
+/// A cut whose blocks are still to be reaped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReapItem {
+    /// The volume.
+    pub vol: VolumeId,
+    /// The inode, which may be gone.
+    pub ino: Ino,
+    /// The record that cut.
+    pub cut: Lsn,
+}
+
+/// A block version that wants another representation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PendingBlock {
+    /// The volume.
+    pub vol: VolumeId,
+    /// The inode.
+    pub ino: Ino,
+    /// The block.
+    pub block: u64,
+    /// The LSN at which the version began.
+    pub since: Lsn,
+}
+
+/// A version met by [`Index::versions`].
+pub struct VersionRow<'a> {
+    /// Its head key.
+    pub key: &'a [u8],
+    /// Where it ended; `None` for a head.
+    pub end: Option<Lsn>,
+    /// Itself.
+    pub stored: Stored,
+}
+
+impl Index {
+    /// Up to `limit` keys that begin with `prefix`.
+    pub(super) fn keys_with(&self, family: &str, prefix: &[u8], limit: usize) -> Result<Vec<Vec<u8>>> {
+        self.keys_between(family, prefix, &keys::after_prefix(prefix), limit)
+    }
+
+    /// Up to `limit` keys in `from..below`.
+    pub(super) fn keys_between(
+        &self,
+        family: &str,
+        from: &[u8],
+        below: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        self.range(family, from, below, |key, _| {
+            found.push(key.to_vec());
+            Ok(found.len() < limit)
+        })?;
+        Ok(found)
+    }
+
+    /// Up to `limit` dead-list items of bucket `first` that ended at or before `until`.
+    pub(super) fn ended_until(
+        &self,
+        vol: VolumeId,
+        first: Lsn,
+        until: Lsn,
+        limit: usize,
+    ) -> Result<Vec<(Lsn, Vec<u8>)>> {
+        let from = keys::ended_from(vol, first, Lsn::ZERO);
+        let below = keys::ended_from(vol, first, until.next());
+        let keys = self.keys_between(HISTORY, &from, &below, limit)?;
+        Ok(keys.iter().filter_map(|k| keys::split_ended(k)).map(|(_, end, head)| (end, head)).collect())
+    }
+
+    /// Up to `limit` dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`.
+    pub(super) fn ended_between(
+        &self,
+        vol: VolumeId,
+        firsts: (Lsn, Lsn),
+        ends: (Lsn, Lsn),
+        limit: usize,
+    ) -> Result<Vec<Ended>> {
+        let mut found = Vec::new();
+        let below = keys::ended_from(vol, firsts.1.next(), Lsn::ZERO);
+        let mut from = keys::ended_from(vol, firsts.0.next(), Lsn::ZERO);
+        let mut it = self.iterate(HISTORY, &from, &below)?;
+        while found.len() < limit {
+            let Some((key, value)) = it.item() else { break };
+            let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
+            if end <= ends.0 || end > ends.1 {
+                // Skip to the part of this bucket that counts, or to the next bucket.
+                let next_bucket = end > ends.1;
+                from = if next_bucket {
+                    keys::ended_from(vol, first.next(), Lsn::ZERO)
+                } else {
+                    keys::ended_from(vol, first, ends.0.next())
+                };
+                it.seek(&from);
+                continue;
+            }
+            let bytes = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+            found.push((first, end, head, bytes));
+            it.next();
+        }
+        it.status().map_err(index_error)?;
+        Ok(found)
+    }
+
+    /// Bytes of file data that only the snapshot at `at` keeps, before deduplication and compression.
+    pub fn bytes_only(&self, vol: VolumeId, at: Lsn) -> Result<u64> {
+        let (previous, next, floor) = {
+            let state = self.state();
+            let Some(volume) = state.volumes.get(&vol) else { return Ok(0) };
+            let previous = volume.snapshots.range(..at).next_back().map_or(Lsn::ZERO, |(p, _)| *p);
+            let next = volume.snapshots.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
+            (previous, next, volume.floor)
+        };
+        let ends = (at, next.min(floor.max(at)));
+        Ok(self.ended_between(vol, (previous, at), ends, usize::MAX)?.iter().map(|(.., b)| b).sum())
+    }
+
+    /// Whether a `Forget` record would find work.
+    pub fn wants_forget(&self, vol: VolumeId) -> Result<bool> {
+        let (floor, deleting) = {
+            let state = self.state();
+            let Some(volume) = state.volumes.get(&vol).filter(|v| !v.deleted) else { return Ok(false) };
+            (volume.floor, volume.snapshots.values().any(|s| s.deleting))
+        };
+        Ok(deleting || !self.ended_until(vol, Lsn::ZERO, floor, 1)?.is_empty())
+    }
+
+    /// Whether moving the window's floor to `floor` would let something be forgotten.
+    pub fn window_moves(&self, vol: VolumeId, floor: Lsn) -> Result<bool> {
+        Ok(!self.ended_until(vol, Lsn::ZERO, floor, 1)?.is_empty())
+    }
+
+    /// The cuts still to be reaped, oldest first, at most `limit`.
+    pub fn reap_items(&self, limit: usize) -> Result<Vec<ReapItem>> {
+        let rows = self.keys_with("default", &[meta::REAP], limit)?;
+        let item = |key: &Vec<u8>| {
+            let (vol, [cut, ino]) = meta::split::<2>(key)?;
+            Some(ReapItem { vol, ino: Ino(ino), cut: Lsn(cut) })
+        };
+        Ok(rows.iter().filter_map(item).collect())
+    }
+
+    /// Up to `limit` block versions that want another representation.
+    pub fn pending_blocks(&self, limit: usize) -> Result<Vec<PendingBlock>> {
+        let rows = self.keys_with("default", &[meta::PENDING], limit)?;
+        let item = |key: &Vec<u8>| {
+            let (vol, [ino, block, since]) = meta::split::<3>(key)?;
+            Some(PendingBlock { vol, ino: Ino(ino), block, since: Lsn(since) })
+        };
+        Ok(rows.iter().filter_map(item).collect())
+    }
+
+    /// The inodes of `vol` that have no name and wait for the kernel to let go of them.
+    pub fn orphans(&self, vol: VolumeId) -> Result<Vec<Ino>> {
+        let rows = self.keys_with("default", &meta::of_volume(meta::ORPHAN, vol), usize::MAX)?;
+        Ok(rows.iter().filter_map(|k| meta::split::<1>(k)).map(|(_, [ino])| Ino(ino)).collect())
+    }
+
+    /// The recipe of a block version, wherever it is now, with its inline bytes.
+    pub fn block_version(&self, pending: &PendingBlock) -> Result<Option<Recipe>> {
+        let key = keys::block(pending.vol, pending.ino, pending.block);
+        let stored = match self.head(&key)?.filter(|s| s.since == pending.since) {
+            Some(stored) => Some(stored),
+            None => self
+                .history_after(&key, pending.since)?
+                .map(|(_, stored)| stored)
+                .filter(|s| s.since == pending.since),
+        };
+        stored.map(|s| self.item(&key, &s)).transpose()
+    }
+
+    /// What is known of a chunk.
+    pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
+        self.get(CHUNKS, &id.0)?.map(|v| ChunkEntry::decode(&v).map_err(|e| damaged(&id.0, e))).transpose()
+    }
+
+    /// Visits every chunk.
+    pub fn chunks(&self, mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>) -> Result<()> {
+        self.range(CHUNKS, &[], &[0xff; 33], |key, value| {
+            let id = ChunkId(*key.first_chunk().ok_or_else(|| damaged(key, "bad key"))?);
+            visit(id, ChunkEntry::decode(value).map_err(|e| damaged(key, e))?)?;
+            Ok(true)
+        })
+    }
+
+    /// Visits every version of every item: all heads, then all history entries.
+    pub fn versions(&self, mut visit: impl FnMut(VersionRow<'_>) -> Result<()>) -> Result<()> {
+        self.range(HEADS, &[], &[0xff; 64], |key, value| {
+            visit(VersionRow {
+                key,
+                end: None,
+                stored: Stored::decode(value).map_err(|e| damaged(key, e))?,
+            })?;
+            Ok(true)
+        })?;
+        self.range(HISTORY, &[], &[0xff; 64], |key, value| {
+            if keys::split_ended(key).is_none() {
+                let (head, end) = keys::split_history(key).ok_or_else(|| damaged(key, "bad key"))?;
+                let stored = Stored::decode(value).map_err(|e| damaged(key, e))?;
+                visit(VersionRow { key: head, end: Some(end), stored })?;
+            }
+            Ok(true)
+        })
+    }
+
+    /// A version's item, after comparing its check; what `fsck` uses.
+    pub fn verified_item<T: Item>(&self, row: &VersionRow<'_>) -> Result<T> {
+        let item: T = self.item(row.key, &row.stored)?;
+        let split: Split = item.split();
+        if self.check(row.key, row.stored.since, &split) != row.stored.check {
+            return Err(damaged(row.key, "its check does not match"));
+        }
+        Ok(item)
+    }
+
+    /// What one version adds to the digest.
+    pub fn digest_of(row: &VersionRow<'_>) -> u128 {
+        match row.end {
+            None => row.stored.check,
+            Some(end) => super::txn::history_check(row.stored.check, end),
+        }
+    }
+
+    /// The last record committed before `time`, to a hundredth of a second; zero when there is none.
+    pub fn lsn_at(&self, time: Timestamp) -> Result<Lsn> {
+        let centi = time.as_nanos_saturating().div_euclid(10_000_000);
+        let below = meta::time(centi);
+        let from = [meta::TIME];
+        self.counters.seeks.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut it = self.db.raw_iterator();
+        it.seek_for_prev(&below);
+        let found = it.item().filter(|(key, _)| key.starts_with(&from));
+        let lsn = found.and_then(|(_, value)| value.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)));
+        it.status().map_err(index_error)?;
+        Ok(Lsn(lsn.unwrap_or(0)))
+    }
+}

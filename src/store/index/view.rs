@@ -1,0 +1,186 @@
+//! Views: the tree now, at a snapshot or at any past moment, read by the same code.
+
+use std::sync::Arc;
+
+use super::keys::{self, Family};
+use super::rows::Stored;
+use super::{HEADS, HISTORY, Index, damaged, index_error};
+use crate::store::model::{Dirent, Inode, Item, Recipe, Xattr};
+use crate::types::{Ino, Lsn, Result, VolumeId};
+
+/// An item and the LSN at which this version of it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version<T> {
+    /// Where it began.
+    pub since: Lsn,
+    /// The item.
+    pub item: T,
+}
+
+/// A volume as it is, or as it was at a point.
+#[derive(Clone)]
+pub struct View {
+    index: Arc<Index>,
+    vol: VolumeId,
+    at: Option<Lsn>,
+}
+
+impl View {
+    /// A view of `vol`; live without `at`. The caller has made sure that `at` is readable.
+    pub fn new(index: Arc<Index>, vol: VolumeId, at: Option<Lsn>) -> View {
+        View { index, vol, at }
+    }
+
+    /// The point, or `None` for the live tree.
+    pub fn at(&self) -> Option<Lsn> {
+        self.at
+    }
+
+    /// The version of `key` that this view shows.
+    ///
+    /// The head first: a version moves to the history in the batch that replaces it, so a head found to be
+    /// too new implies that the history already has the older one.
+    fn stored(&self, key: &[u8]) -> Result<Option<Stored>> {
+        let head = self.index.head(key)?;
+        let Some(at) = self.at else { return Ok(head) };
+        if let Some(head) = head.filter(|h| h.since <= at) {
+            return Ok(Some(head));
+        }
+        Ok(self.index.history_after(key, at)?.map(|(_, stored)| stored).filter(|s| s.since <= at))
+    }
+
+    fn get<T: Item>(&self, key: &[u8]) -> Result<Option<Version<T>>> {
+        match self.stored(key)? {
+            None => Ok(None),
+            Some(stored) => Ok(Some(Version { since: stored.since, item: self.index.item(key, &stored)? })),
+        }
+    }
+
+    /// An inode.
+    pub fn inode(&self, ino: Ino) -> Result<Option<Version<Inode>>> {
+        self.get(&keys::inode(self.vol, ino))
+    }
+
+    /// The entry of a directory whose name hashes to `hash`.
+    pub fn dirent(&self, parent: Ino, hash: &[u8; 16]) -> Result<Option<Dirent>> {
+        Ok(self.get(&keys::dirent(self.vol, parent, hash))?.map(|v| v.item))
+    }
+
+    /// What a block of `inode` is made of; an absent block is all zeros.
+    pub fn block(&self, inode: &Inode, ino: Ino, block: u64) -> Result<Recipe> {
+        let version = self.get::<Recipe>(&keys::block(self.vol, ino, block))?;
+        Ok(version.filter(|v| v.since >= inode.cut_at(block)).map(|v| v.item).unwrap_or_default())
+    }
+
+    /// An extended attribute by the hash of its name.
+    pub fn xattr(&self, ino: Ino, hash: &[u8; 16]) -> Result<Option<Xattr>> {
+        Ok(self.get(&keys::xattr(self.vol, ino, hash))?.map(|v| v.item))
+    }
+
+    /// All extended attributes of an inode.
+    pub fn xattrs(&self, ino: Ino) -> Result<Vec<Xattr>> {
+        let mut found = Vec::new();
+        let prefix = keys::prefix(self.vol, Family::Xattr, ino);
+        self.scan(&prefix, &prefix, &mut |_, stored, key| {
+            found.push(self.index.item(key, stored)?);
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// Visits the entries of a directory in the order of their hashes, from `from` on, while `visit` says
+    /// true.
+    pub fn readdir(
+        &self,
+        parent: Ino,
+        from: &[u8; 16],
+        mut visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
+    ) -> Result<()> {
+        let prefix = keys::prefix(self.vol, Family::Dirent, parent);
+        let from = keys::dirent(self.vol, parent, from);
+        self.scan(&prefix, &from, &mut |_, stored, key| {
+            let hash = keys::hash_of(key).ok_or_else(|| damaged(key, "bad key"))?;
+            visit(hash, self.index.item(key, stored)?)
+        })
+    }
+
+    /// Visits the blocks of an inode that hold data, from block `from` on, while `visit` says true.
+    pub fn blocks(
+        &self,
+        inode: &Inode,
+        ino: Ino,
+        from: u64,
+        mut visit: impl FnMut(u64, Recipe) -> Result<bool>,
+    ) -> Result<()> {
+        let prefix = keys::prefix(self.vol, Family::Block, ino);
+        let from = keys::block(self.vol, ino, from);
+        self.scan(&prefix, &from, &mut |since, stored, key| {
+            let block = keys::block_of(key).ok_or_else(|| damaged(key, "bad key"))?;
+            if since < inode.cut_at(block) {
+                return Ok(true);
+            }
+            let recipe = Recipe::join_public(&stored.public).map_err(|e| damaged(key, e))?;
+            visit(block, recipe)
+        })
+    }
+
+    fn scan(
+        &self,
+        prefix: &[u8],
+        from: &[u8],
+        visit: &mut dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        let below = keys::after_prefix(prefix);
+        match self.at {
+            None => self.index.range(HEADS, from, &below, |key, value| {
+                let stored = Stored::decode(value).map_err(|e| damaged(key, e))?;
+                visit(stored.since, &stored, key)
+            }),
+            Some(at) => self.scan_past(at, from, &below, visit),
+        }
+    }
+
+    /// Merges heads and history: of each key the version that `at` shows. Once a key is decided, both
+    /// iterators seek past all its versions.
+    fn scan_past(
+        &self,
+        at: Lsn,
+        from: &[u8],
+        below: &[u8],
+        visit: &mut dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool>,
+    ) -> Result<()> {
+        // The history is opened after the heads: what leaves the heads in between is then seen there twice
+        // at worst, and the head wins.
+        let mut heads = self.index.iterate(HEADS, from, below)?;
+        let mut history = self.index.iterate(HISTORY, from, below)?;
+        loop {
+            let old = history.key().and_then(keys::split_history).map(|(head, _)| head.to_vec());
+            let head = heads.key().map(<[u8]>::to_vec);
+            let key = match (head.as_ref(), old.as_ref()) {
+                (None, None) => break,
+                (Some(h), None) => h.clone(),
+                (None, Some(o)) => o.clone(),
+                (Some(h), Some(o)) => h.min(o).clone(),
+            };
+            let mut shown = None;
+            if head.as_ref() == Some(&key) {
+                let stored = heads.value().map(Stored::decode).transpose().map_err(|e| damaged(&key, e))?;
+                shown = stored.filter(|s| s.since <= at);
+                heads.next();
+            }
+            if old.as_ref() == Some(&key) {
+                if shown.is_none() {
+                    shown = self.index.history_after(&key, at)?.map(|(_, s)| s).filter(|s| s.since <= at);
+                }
+                history.seek(keys::after_prefix(&keys::history(&key, Lsn::MAX)));
+            }
+            if let Some(stored) = shown
+                && !visit(stored.since, &stored, &key)?
+            {
+                break;
+            }
+        }
+        heads.status().map_err(index_error)?;
+        history.status().map_err(index_error)
+    }
+}

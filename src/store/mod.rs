@@ -1,0 +1,299 @@
+//! The store: one journal, one index, one set of packs, one keyring. Volumes live above it and know only
+//! [`Store::commit`], [`Store::view`], [`Store::sync`] and the chunks.
+//!
+//! ```text
+//! commit: encode → (append lock) check authority and poison → seal → append → apply → publish the LSN
+//! sync:   packs, then journal (group commit) → durable LSN
+//! ```
+
+pub mod care;
+pub mod check;
+pub mod chunks;
+pub mod config;
+mod create;
+pub mod index;
+pub mod journal;
+pub mod keys;
+mod layout;
+pub mod model;
+mod open;
+mod rebind;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+use crate::types::error::IoContext;
+use crate::types::limits::RECORD_BYTES_MAX;
+use crate::types::wire::Encoder;
+use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, Result, StoreUuid, Term, VolumeId};
+use chunks::ChunkStore;
+use config::Config;
+use index::apply::Place;
+use index::{Index, View};
+use journal::Journal;
+use keys::Sealer;
+use model::{Edit, Record, RequestId};
+
+pub use create::{CreateOptions, Created, create};
+pub use index::Locate;
+pub use layout::{Layout, identify, node_of};
+pub use open::{OpenMode, OpenOptions, Progress};
+
+/// What opening found that an operator should know.
+pub type Problems = Vec<String>;
+
+/// An open store. Closing it (dropping the last handle) releases its lock.
+pub struct Store {
+    layout: Layout,
+    id: StoreUuid,
+    node: NodeUuid,
+    config: Config,
+    sealer: Arc<Sealer>,
+    recovery_exported: std::sync::atomic::AtomicBool,
+    journal: Journal,
+    index: Arc<Index>,
+    chunks: ChunkStore,
+    clock: Arc<dyn Clock>,
+    disk: Arc<dyn Disk>,
+    /// Why nothing may be committed, if so.
+    read_only: Option<String>,
+    /// Set once, when memory and disk may disagree; only a restart clears it.
+    poison: OnceLock<String>,
+    /// The append lock: one record at a time is appended and applied, in the same order. Lock order: after
+    /// every lock of the layers above, before the journal's and the index's own.
+    commit: Mutex<Committed>,
+    care: care::CareState,
+    opening_problems: Mutex<Problems>,
+    _lock: nix::fcntl::Flock<std::fs::File>,
+}
+
+struct Committed {
+    term: Term,
+}
+
+/// What binds a sealed record to its place.
+fn record_aad(lsn: Lsn, term: Term) -> Vec<u8> {
+    let mut aad = Encoder::with_capacity(22);
+    aad.raw(b"record").u64(lsn.0).u64(term.0);
+    aad.finish()
+}
+
+impl Store {
+    /// Journals the edits as one record and applies it. When this returns, every view shows it and a
+    /// process kill loses nothing of it; a power cut may, until [`Store::sync`].
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] and [`Error::Invalid`] leave everything as it was; [`Error::Poisoned`] and
+    /// [`Error::ReadOnly`] as well.
+    pub fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> Result<Lsn> {
+        let record = Record { time: self.clock.now(), durable: self.journal.durable(), request, edits };
+        let plain = record.encode();
+        if plain.len() > RECORD_BYTES_MAX {
+            return Err(Error::Invalid(format!(
+                "a change of {} bytes is too large for one record",
+                plain.len()
+            )));
+        }
+        let committed = self.commit.lock();
+        self.check_writable()?;
+        let lsn = self.journal.next_lsn();
+        let sealed = self
+            .sealer
+            .seal(&record_aad(lsn, committed.term), &plain)
+            .map_err(|e| Error::Invalid(e.to_string()))?;
+        let appended = self.journal.append(committed.term, &sealed)?;
+        let place = Place {
+            lsn: appended.lsn,
+            term: committed.term,
+            chain: appended.chain.0,
+            packed: self.chunks.low_mark(),
+        };
+        if let Err(e) = self.index.apply(place, &record, &self.chunks) {
+            return Err(self.poisoned(&e));
+        }
+        Ok(appended.lsn)
+    }
+
+    /// Stops all further changes: what is in memory may no longer be what is on disk.
+    fn poisoned(&self, cause: &Error) -> Error {
+        let reason = self.poison.get_or_init(|| cause.to_string()).clone();
+        tracing::error!(%reason, "the store is read-only from now on");
+        Error::Poisoned(reason)
+    }
+
+    fn check_writable(&self) -> Result<()> {
+        if let Some(reason) = self.poison.get() {
+            return Err(Error::Poisoned(reason.clone()));
+        }
+        match &self.read_only {
+            Some(reason) => Err(Error::ReadOnly(reason.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes every record up to `upto`, and the chunks they name, durable. One disk flush serves all who
+    /// wait for it.
+    ///
+    /// # Errors
+    /// A failed sync poisons the store: what it covered may or may not be on the disk.
+    pub fn sync(&self, upto: Lsn) -> Result<Lsn> {
+        let durable = self.journal.durable();
+        if durable >= upto {
+            return Ok(durable);
+        }
+        if let Some(reason) = self.poison.get() {
+            return Err(Error::Poisoned(reason.clone()));
+        }
+        self.chunks.sync().map_err(|e| self.poisoned(&e))?;
+        self.journal.sync(upto).map_err(|e| self.poisoned(&e))
+    }
+
+    /// Makes everything committed so far durable.
+    pub fn sync_all(&self) -> Result<Lsn> {
+        self.sync(self.journal.last().0)
+    }
+
+    /// The tree of a volume as it is, or as it was at `at` (which the caller has resolved).
+    pub fn view(&self, vol: VolumeId, at: Option<Lsn>) -> View {
+        View::new(self.index.clone(), vol, at)
+    }
+
+    /// The index, for reading.
+    pub fn index(&self) -> &Arc<Index> {
+        &self.index
+    }
+
+    /// The chunks.
+    pub fn chunks(&self) -> &ChunkStore {
+        &self.chunks
+    }
+
+    /// The keys' uses: sealing and keyed hashes.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &dyn Clock {
+        &*self.clock
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.layout.root
+    }
+
+    /// The paths of its parts.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What all replicas share.
+    pub fn id(&self) -> StoreUuid {
+        self.id
+    }
+
+    /// What only this copy has.
+    pub fn node(&self) -> NodeUuid {
+        self.node
+    }
+
+    /// The current term.
+    pub fn term(&self) -> Term {
+        self.commit.lock().term
+    }
+
+    /// The last record committed.
+    pub fn last(&self) -> Lsn {
+        self.journal.last().0
+    }
+
+    /// The last record known to be on the disk.
+    pub fn durable(&self) -> Lsn {
+        self.journal.durable()
+    }
+
+    /// Why nothing can be written, if so.
+    pub fn read_only(&self) -> Option<String> {
+        self.poison.get().cloned().or_else(|| self.read_only.clone())
+    }
+
+    /// Notes that the recovery key was exported.
+    pub fn set_recovery_exported(&self) {
+        self.recovery_exported.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// What an operator should see to.
+    pub fn problems(&self) -> Problems {
+        let mut problems = self.opening_problems.lock().clone();
+        if let Some(reason) = self.read_only() {
+            problems.push(format!("the store is read-only: {reason}"));
+        }
+        if self.sealer.is_encrypted() && !self.recovery_exported.load(std::sync::atomic::Ordering::Relaxed) {
+            problems.push(format!(
+                "no recovery key was exported; without one a lost key file loses everything: rewindfs key export {}",
+                self.layout.root.display()
+            ));
+        }
+        problems.extend(self.care.problems());
+        problems
+    }
+
+    /// Bytes of the journal's files.
+    pub fn journal_bytes(&self) -> u64 {
+        self.journal.bytes()
+    }
+
+    /// Bytes of the pack files.
+    pub fn packs_bytes(&self) -> Result<u64> {
+        let mut total = 0;
+        for pack in chunks::pack::list(&*self.disk, &self.layout.packs)? {
+            let path = chunks::pack::pack_path(&self.layout.packs, pack);
+            total += self.disk.open(&path, false).and_then(|f| f.len()).at("reading", &path)?;
+        }
+        Ok(total)
+    }
+
+    /// Writes the index to disk: the journal is synced first, so that the index is never ahead of it.
+    /// Returns the record up to which it is on disk.
+    pub fn flush_index(&self) -> Result<Lsn> {
+        // Most of the sync happens before the lock, so that writers wait only for the rest.
+        self.sync_all()?;
+        let applied = {
+            let _committed = self.commit.lock();
+            self.sync_all()?;
+            self.index.flush(false).map_err(|e| self.poisoned(&e))?;
+            self.index.state().applied
+        };
+        self.index.flush(true).map_err(|e| self.poisoned(&e))?;
+        self.care.flushed(applied);
+        Ok(applied)
+    }
+
+    /// Makes everything durable and writes the index; what a clean stop does last.
+    pub fn close(&self) -> Result<()> {
+        if self.check_writable().is_err() {
+            return Ok(());
+        }
+        let start = Instant::now();
+        self.sync_all()?;
+        self.flush_index()?;
+        tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "store closed");
+        Ok(())
+    }
+}
+
+/// Where a path names a store, its directory.
+pub fn is_store(path: &Path) -> Option<PathBuf> {
+    let layout = Layout::new(path);
+    layout.identity.is_file().then_some(layout.root)
+}

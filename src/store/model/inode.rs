@@ -1,0 +1,270 @@
+//! Inodes, directory entries and extended attributes.
+
+use super::{Item, Split};
+use crate::types::limits::{
+    CUTS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
+};
+use crate::types::wire::{Decoder, Encoder, WireError};
+use crate::types::{Ino, Lsn, Timestamp};
+
+/// What an inode is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FileKind {
+    /// Regular file.
+    File = 1,
+    /// Directory.
+    Dir = 2,
+    /// Symbolic link.
+    Symlink = 3,
+    /// Named pipe.
+    Fifo = 4,
+    /// Unix socket.
+    Socket = 5,
+    /// Character device.
+    Char = 6,
+    /// Block device.
+    Block = 7,
+}
+
+impl FileKind {
+    fn from_u8(v: u8) -> Result<FileKind, WireError> {
+        use FileKind::*;
+        [File, Dir, Symlink, Fifo, Socket, Char, Block]
+            .into_iter()
+            .find(|k| *k as u8 == v)
+            .ok_or(WireError::Bad("file kind"))
+    }
+}
+
+/// The attributes a record carries for an inode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attrs {
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, including setuid, setgid and sticky (12 bits).
+    pub mode: u16,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Hard links; for a directory 2 plus its subdirectories.
+    pub nlink: u32,
+    /// Size in bytes (of a symlink: of its target).
+    pub size: u64,
+    /// Last access (relatime).
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of the inode.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+    /// Device number of a device node.
+    pub rdev: u32,
+    /// The term in which the inode was created: the FUSE generation.
+    pub generation: u64,
+    /// Of a directory, its parent (of the root, itself).
+    pub parent: Ino,
+    /// Of a directory, the number of its entries.
+    pub entries: u64,
+    /// The number of its extended attributes; 0 spares every look-up.
+    pub xattrs: u32,
+    /// Target of a symlink.
+    pub target: Vec<u8>,
+}
+
+/// Blocks `from..to` written before `lsn` count as holes: the constant-time part of a truncate or unlink.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// First block.
+    pub from: u64,
+    /// Block after the last.
+    pub to: u64,
+    /// The record that cut.
+    pub lsn: Lsn,
+}
+
+/// An inode as the index holds it: the record's attributes and what `apply` derives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// From the record.
+    pub attrs: Attrs,
+    /// Bytes of file data in its blocks (holes do not count); kept by `apply`.
+    pub data_bytes: u64,
+    /// Cuts not yet reaped; kept by `apply`.
+    pub cuts: Vec<Cut>,
+}
+
+impl Inode {
+    /// The newest LSN at which `block` was cut, or zero.
+    pub fn cut_at(&self, block: u64) -> Lsn {
+        self.cuts.iter().filter(|c| c.from <= block && block < c.to).map(|c| c.lsn).max().unwrap_or(Lsn::ZERO)
+    }
+}
+
+fn put_time(e: &mut Encoder, t: Timestamp) {
+    e.i64(t.secs).u32(t.nanos);
+}
+
+fn get_time(d: &mut Decoder<'_>) -> Result<Timestamp, WireError> {
+    let (secs, nanos) = (d.i64()?, d.u32()?);
+    if nanos >= 1_000_000_000 {
+        return Err(WireError::Bad("nanoseconds"));
+    }
+    Ok(Timestamp { secs, nanos })
+}
+
+impl Attrs {
+    /// Appends the public fields.
+    pub(super) fn encode_public(&self, e: &mut Encoder) {
+        e.u8(self.kind as u8).u16(self.mode).u32(self.uid).u32(self.gid).u32(self.nlink);
+        e.varint(self.size);
+        for t in [self.atime, self.mtime, self.ctime, self.btime] {
+            put_time(e, t);
+        }
+        e.u32(self.rdev).varint(self.generation).varint(self.parent.0);
+        e.varint(self.entries).varint(u64::from(self.xattrs));
+    }
+
+    /// Reads what [`Attrs::encode_public`] wrote; the target is left empty.
+    pub(super) fn decode_public(d: &mut Decoder<'_>) -> Result<Attrs, WireError> {
+        Ok(Attrs {
+            kind: FileKind::from_u8(d.u8()?)?,
+            mode: d.u16()?,
+            uid: d.u32()?,
+            gid: d.u32()?,
+            nlink: d.u32()?,
+            size: d.varint()?,
+            atime: get_time(d)?,
+            mtime: get_time(d)?,
+            ctime: get_time(d)?,
+            btime: get_time(d)?,
+            rdev: d.u32()?,
+            generation: d.varint()?,
+            parent: Ino(d.varint()?),
+            entries: d.varint()?,
+            xattrs: u32::try_from(d.varint()?).map_err(|_| WireError::Bad("xattr count"))?,
+            target: Vec::new(),
+        })
+    }
+
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        self.encode_public(e);
+        e.bytes(&self.target);
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Attrs, WireError> {
+        let mut attrs = Attrs::decode_public(d)?;
+        attrs.target = d.bytes(SYMLINK_BYTES_MAX, "link target")?.to_vec();
+        Ok(attrs)
+    }
+}
+
+impl Item for Inode {
+    fn split(&self) -> Split {
+        let mut e = Encoder::with_capacity(112);
+        self.attrs.encode_public(&mut e);
+        e.varint(self.data_bytes).varint(self.cuts.len() as u64);
+        for cut in &self.cuts {
+            e.varint(cut.from).varint(cut.to).varint(cut.lsn.0);
+        }
+        Split { public: e.finish(), secret: self.attrs.target.clone() }
+    }
+
+    fn join(public: &[u8], secret: &[u8]) -> Result<Inode, WireError> {
+        let mut d = Decoder::new(public);
+        let mut attrs = Attrs::decode_public(&mut d)?;
+        let data_bytes = d.varint()?;
+        let count = d.count(CUTS_MAX, "cut count")?;
+        let cuts = (0..count)
+            .map(|_| Ok(Cut { from: d.varint()?, to: d.varint()?, lsn: Lsn(d.varint()?) }))
+            .collect::<Result<_, WireError>>()?;
+        d.end()?;
+        if secret.len() > SYMLINK_BYTES_MAX {
+            return Err(WireError::Bad("link target"));
+        }
+        attrs.target = secret.to_vec();
+        Ok(Inode { attrs, data_bytes, cuts })
+    }
+}
+
+/// A directory entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirent {
+    /// The inode it names.
+    pub ino: Ino,
+    /// The inode's kind, so that `readdir` need not fetch it.
+    pub kind: FileKind,
+    /// The name, without its directory.
+    pub name: Vec<u8>,
+}
+
+impl Dirent {
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        e.varint(self.ino.0).u8(self.kind as u8).bytes(&self.name);
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Dirent, WireError> {
+        Ok(Dirent {
+            ino: Ino(d.varint()?),
+            kind: FileKind::from_u8(d.u8()?)?,
+            name: d.bytes(NAME_BYTES_MAX, "name")?.to_vec(),
+        })
+    }
+}
+
+impl Item for Dirent {
+    fn split(&self) -> Split {
+        let mut e = Encoder::with_capacity(10);
+        e.varint(self.ino.0).u8(self.kind as u8);
+        Split { public: e.finish(), secret: self.name.clone() }
+    }
+
+    fn join(public: &[u8], secret: &[u8]) -> Result<Dirent, WireError> {
+        let mut d = Decoder::new(public);
+        let (ino, kind) = (Ino(d.varint()?), FileKind::from_u8(d.u8()?)?);
+        d.end()?;
+        if secret.is_empty() || secret.len() > NAME_BYTES_MAX {
+            return Err(WireError::Bad("name"));
+        }
+        Ok(Dirent { ino, kind, name: secret.to_vec() })
+    }
+}
+
+/// An extended attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Xattr {
+    /// Its full name, with the namespace.
+    pub name: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl Xattr {
+    pub(super) fn encode(&self, e: &mut Encoder) {
+        e.bytes(&self.name).bytes(&self.value);
+    }
+
+    pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Xattr, WireError> {
+        Ok(Xattr {
+            name: d.bytes(XATTR_LIST_BYTES_MAX, "xattr name")?.to_vec(),
+            value: d.bytes(XATTR_VALUE_BYTES_MAX, "xattr value")?.to_vec(),
+        })
+    }
+}
+
+impl Item for Xattr {
+    fn split(&self) -> Split {
+        let mut e = Encoder::with_capacity(self.name.len() + self.value.len() + 4);
+        self.encode(&mut e);
+        Split { public: Vec::new(), secret: e.finish() }
+    }
+
+    fn join(_public: &[u8], secret: &[u8]) -> Result<Xattr, WireError> {
+        let mut d = Decoder::new(secret);
+        let xattr = Xattr::decode(&mut d)?;
+        d.end()?;
+        Ok(xattr)
+    }
+}

@@ -1,0 +1,31 @@
+//! The items a volume is made of, with their byte encodings (docs/FORMAT.md, "Items").
+//!
+//! Every item splits into a *public* part, which the index keeps as it is, and a *secret* part (names, link
+//! targets, extended attributes, inline bytes), which the index seals.
+
+mod inode;
+mod recipe;
+mod record;
+
+pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
+pub use recipe::{Piece, Recipe, Source};
+pub use record::{Edit, Record, RequestId, SnapshotSpec};
+
+use crate::types::wire::WireError;
+
+/// An item's two halves, encoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    /// What may stand in the index in plain.
+    pub public: Vec<u8>,
+    /// What must be sealed; empty when there is nothing to hide.
+    pub secret: Vec<u8>,
+}
+
+/// A versioned item: what a head or a history entry holds.
+pub trait Item: Sized {
+    /// Encodes the item.
+    fn split(&self) -> Split;
+    /// Decodes the two halves.
+    fn join(public: &[u8], secret: &[u8]) -> Result<Self, WireError>;
+}

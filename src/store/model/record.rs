@@ -1,0 +1,315 @@
+//! Records: one atomic change as its effects. Applying the same records in the same order gives the same
+//! tree everywhere; nothing here is evaluated against anything but the index itself.
+
+use super::{Attrs, Dirent, Piece, Recipe, Xattr};
+use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX};
+use crate::types::wire::{Decoder, Encoder, WireError};
+use crate::types::{Ino, Lsn, Timestamp, VolumeId};
+
+/// Which kernel request a record answers, so that a request sent again is not applied again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RequestId {
+    /// The FUSE connection (0: not from a mount).
+    pub connection: u64,
+    /// The kernel's request number, without the resend bit.
+    pub unique: u64,
+}
+
+/// What a snapshot is called and carries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotSpec {
+    /// Its name.
+    pub name: String,
+    /// The number of its view in FUSE node ids.
+    pub view: u32,
+    /// Tags in the order given.
+    pub tags: Vec<(String, String)>,
+    /// Whether only `snapshot release` lets it be deleted.
+    pub hold: bool,
+}
+
+/// One effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// Sets an inode's attributes, creating it where it was absent.
+    PutInode { vol: VolumeId, ino: Ino, attrs: Attrs },
+    /// Ends an inode and its extended attributes; its blocks are ended by `DropBlocks` or `Cut`.
+    DelInode { vol: VolumeId, ino: Ino },
+    /// Sets a directory entry.
+    PutDirent { vol: VolumeId, parent: Ino, hash: [u8; 16], dirent: Dirent },
+    /// Ends a directory entry.
+    DelDirent { vol: VolumeId, parent: Ino, hash: [u8; 16] },
+    /// Writes pieces over a block's bytes from `offset` on. The same record puts the inode.
+    PatchBlock { vol: VolumeId, ino: Ino, block: u64, offset: u32, pieces: Vec<Piece> },
+    /// Ends the blocks `from..to`, few of them (`DIRECT_REMOVE_BLOCKS_MAX`).
+    DropBlocks { vol: VolumeId, ino: Ino, from: u64, to: u64 },
+    /// Ends the blocks `from..to` as of this record, however many: `Reap` records do the work later.
+    Cut { vol: VolumeId, ino: Ino, from: u64, to: u64 },
+    /// Does a bounded part of the work that the cut at `cut` left.
+    Reap { vol: VolumeId, ino: Ino, cut: Lsn },
+    /// Sets an extended attribute. The same record puts the inode.
+    PutXattr { vol: VolumeId, ino: Ino, hash: [u8; 16], xattr: Xattr },
+    /// Ends an extended attribute. The same record puts the inode.
+    DelXattr { vol: VolumeId, ino: Ino, hash: [u8; 16] },
+    /// Notes that an inode without a name is (or is no longer) kept for those who have it open.
+    Orphan { vol: VolumeId, ino: Ino, orphan: bool },
+    /// Gives a block version, named by its `since`, another representation of the same bytes.
+    Rebind { vol: VolumeId, ino: Ino, block: u64, since: Lsn, recipe: Recipe },
+    /// Makes this record's LSN a point.
+    SnapshotCreate { vol: VolumeId, spec: SnapshotSpec },
+    /// Begins to forget the snapshot at `at`.
+    SnapshotDelete { vol: VolumeId, at: Lsn },
+    /// Sets or lifts a hold.
+    SnapshotHold { vol: VolumeId, at: Lsn, hold: bool },
+    /// Moves the continuous window's floor: no LSN before it stays readable for its own sake.
+    Window { vol: VolumeId, floor: Lsn },
+    /// Does a bounded part of the forgetting that deletions and the window left.
+    Forget { vol: VolumeId },
+    /// Makes a volume; the same record puts its root.
+    VolumeCreate { vol: VolumeId, name: String },
+    /// Gives up a volume; `VolumeSweep` records do the work.
+    VolumeDelete { vol: VolumeId },
+    /// Does a bounded part of a volume's removal.
+    VolumeSweep { vol: VolumeId },
+    /// A new reign begins.
+    Term,
+}
+
+/// One atomic change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When it was committed.
+    pub time: Timestamp,
+    /// The LSN that was known durable when it was committed: recovery may drop a tail only behind it.
+    pub durable: Lsn,
+    /// The kernel request it answers, if any.
+    pub request: Option<RequestId>,
+    /// Its effects, at most one for each key.
+    pub edits: Vec<Edit>,
+}
+
+macro_rules! tags {
+    ($($name:ident = $value:literal),+ $(,)?) => { $(const $name: u8 = $value;)+ };
+}
+tags!(
+    PUT_INODE = 1,
+    DEL_INODE = 2,
+    PUT_DIRENT = 3,
+    DEL_DIRENT = 4,
+    PATCH_BLOCK = 5,
+    DROP_BLOCKS = 6,
+    CUT = 7,
+    REAP = 8,
+    PUT_XATTR = 9,
+    DEL_XATTR = 10,
+    ORPHAN = 11,
+    REBIND = 12,
+    SNAPSHOT_CREATE = 13,
+    SNAPSHOT_DELETE = 14,
+    SNAPSHOT_HOLD = 15,
+    WINDOW = 16,
+    FORGET = 17,
+    VOLUME_CREATE = 18,
+    VOLUME_DELETE = 19,
+    VOLUME_SWEEP = 20,
+    TERM = 21,
+);
+
+fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
+    e.u8(tag).varint(u64::from(vol.0))
+}
+
+fn get_vol(d: &mut Decoder<'_>) -> Result<VolumeId, WireError> {
+    u32::try_from(d.varint()?).map(VolumeId).map_err(|_| WireError::Bad("volume"))
+}
+
+fn get_bool(d: &mut Decoder<'_>) -> Result<bool, WireError> {
+    match d.u8()? {
+        0 => Ok(false),
+        1 => Ok(true),
+        _ => Err(WireError::Bad("flag")),
+    }
+}
+
+fn get_text(d: &mut Decoder<'_>, max: usize) -> Result<String, WireError> {
+    let bytes = d.bytes(max, "text")?;
+    String::from_utf8(bytes.to_vec()).map_err(|_| WireError::Bad("text"))
+}
+
+impl SnapshotSpec {
+    pub(in crate::store) fn encode(&self, e: &mut Encoder) {
+        e.bytes(self.name.as_bytes()).u32(self.view).u8(u8::from(self.hold));
+        e.varint(self.tags.len() as u64);
+        for (k, v) in &self.tags {
+            e.bytes(k.as_bytes()).bytes(v.as_bytes());
+        }
+    }
+
+    pub(in crate::store) fn decode(d: &mut Decoder<'_>) -> Result<SnapshotSpec, WireError> {
+        let name = get_text(d, SNAPSHOT_NAME_BYTES_MAX)?;
+        let view = d.u32()?;
+        let hold = get_bool(d)?;
+        let count = d.count(TAGS_MAX, "tag count")?;
+        let tags = (0..count)
+            .map(|_| Ok((get_text(d, TAG_BYTES_MAX)?, get_text(d, TAG_BYTES_MAX)?)))
+            .collect::<Result<_, WireError>>()?;
+        Ok(SnapshotSpec { name, view, tags, hold })
+    }
+}
+
+impl Edit {
+    fn encode(&self, e: &mut Encoder) {
+        use Edit::*;
+        match self {
+            PutInode { vol, ino, attrs } => attrs.encode(head(e, PUT_INODE, *vol).varint(ino.0)),
+            DelInode { vol, ino } => {
+                head(e, DEL_INODE, *vol).varint(ino.0);
+            }
+            PutDirent { vol, parent, hash, dirent } => {
+                dirent.encode(head(e, PUT_DIRENT, *vol).varint(parent.0).raw(hash));
+            }
+            DelDirent { vol, parent, hash } => {
+                head(e, DEL_DIRENT, *vol).varint(parent.0).raw(hash);
+            }
+            PatchBlock { vol, ino, block, offset, pieces } => {
+                head(e, PATCH_BLOCK, *vol).varint(ino.0).varint(*block).u32(*offset);
+                Piece::encode_list(pieces, e);
+            }
+            DropBlocks { vol, ino, from, to } => {
+                head(e, DROP_BLOCKS, *vol).varint(ino.0).varint(*from).varint(*to);
+            }
+            Cut { vol, ino, from, to } => {
+                head(e, CUT, *vol).varint(ino.0).varint(*from).varint(*to);
+            }
+            Reap { vol, ino, cut } => {
+                head(e, REAP, *vol).varint(ino.0).varint(cut.0);
+            }
+            PutXattr { vol, ino, hash, xattr } => {
+                xattr.encode(head(e, PUT_XATTR, *vol).varint(ino.0).raw(hash));
+            }
+            DelXattr { vol, ino, hash } => {
+                head(e, DEL_XATTR, *vol).varint(ino.0).raw(hash);
+            }
+            Orphan { vol, ino, orphan } => {
+                head(e, ORPHAN, *vol).varint(ino.0).u8(u8::from(*orphan));
+            }
+            Rebind { vol, ino, block, since, recipe } => {
+                head(e, REBIND, *vol).varint(ino.0).varint(*block).varint(since.0);
+                Piece::encode_list(recipe.pieces(), e);
+            }
+            SnapshotCreate { vol, spec } => spec.encode(head(e, SNAPSHOT_CREATE, *vol)),
+            SnapshotDelete { vol, at } => {
+                head(e, SNAPSHOT_DELETE, *vol).varint(at.0);
+            }
+            SnapshotHold { vol, at, hold } => {
+                head(e, SNAPSHOT_HOLD, *vol).varint(at.0).u8(u8::from(*hold));
+            }
+            Window { vol, floor } => {
+                head(e, WINDOW, *vol).varint(floor.0);
+            }
+            Forget { vol } => {
+                head(e, FORGET, *vol);
+            }
+            VolumeCreate { vol, name } => {
+                head(e, VOLUME_CREATE, *vol).bytes(name.as_bytes());
+            }
+            VolumeDelete { vol } => {
+                head(e, VOLUME_DELETE, *vol);
+            }
+            VolumeSweep { vol } => {
+                head(e, VOLUME_SWEEP, *vol);
+            }
+            Term => {
+                e.u8(TERM);
+            }
+        }
+    }
+
+    fn decode(d: &mut Decoder<'_>) -> Result<Edit, WireError> {
+        let tag = d.u8()?;
+        if tag == TERM {
+            return Ok(Edit::Term);
+        }
+        let vol = get_vol(d)?;
+        match tag {
+            SNAPSHOT_CREATE => Ok(Edit::SnapshotCreate { vol, spec: SnapshotSpec::decode(d)? }),
+            SNAPSHOT_DELETE => Ok(Edit::SnapshotDelete { vol, at: Lsn(d.varint()?) }),
+            SNAPSHOT_HOLD => Ok(Edit::SnapshotHold { vol, at: Lsn(d.varint()?), hold: get_bool(d)? }),
+            WINDOW => Ok(Edit::Window { vol, floor: Lsn(d.varint()?) }),
+            FORGET => Ok(Edit::Forget { vol }),
+            VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),
+            VOLUME_DELETE => Ok(Edit::VolumeDelete { vol }),
+            VOLUME_SWEEP => Ok(Edit::VolumeSweep { vol }),
+            _ => Edit::decode_of_inode(tag, vol, Ino(d.varint()?), d),
+        }
+    }
+
+    /// The edits whose second field is an inode number.
+    fn decode_of_inode(tag: u8, vol: VolumeId, ino: Ino, d: &mut Decoder<'_>) -> Result<Edit, WireError> {
+        Ok(match tag {
+            PUT_INODE => Edit::PutInode { vol, ino, attrs: Attrs::decode(d)? },
+            DEL_INODE => Edit::DelInode { vol, ino },
+            PUT_DIRENT => Edit::PutDirent { vol, parent: ino, hash: d.array()?, dirent: Dirent::decode(d)? },
+            DEL_DIRENT => Edit::DelDirent { vol, parent: ino, hash: d.array()? },
+            PATCH_BLOCK => {
+                let (block, offset) = (d.varint()?, d.u32()?);
+                let pieces = Piece::decode_list(d)?;
+                let len: u64 = pieces.iter().map(|p| u64::from(p.len)).sum();
+                if u64::from(offset) + len > BLOCK_BYTES || pieces.is_empty() {
+                    return Err(WireError::Bad("patch"));
+                }
+                Edit::PatchBlock { vol, ino, block, offset, pieces }
+            }
+            DROP_BLOCKS => Edit::DropBlocks { vol, ino, from: d.varint()?, to: d.varint()? },
+            CUT => Edit::Cut { vol, ino, from: d.varint()?, to: d.varint()? },
+            REAP => Edit::Reap { vol, ino, cut: Lsn(d.varint()?) },
+            PUT_XATTR => Edit::PutXattr { vol, ino, hash: d.array()?, xattr: Xattr::decode(d)? },
+            DEL_XATTR => Edit::DelXattr { vol, ino, hash: d.array()? },
+            ORPHAN => Edit::Orphan { vol, ino, orphan: get_bool(d)? },
+            REBIND => {
+                let (block, since) = (d.varint()?, Lsn(d.varint()?));
+                Edit::Rebind { vol, ino, block, since, recipe: Recipe::new(Piece::decode_list(d)?) }
+            }
+            _ => return Err(WireError::Bad("edit kind")),
+        })
+    }
+}
+
+impl Record {
+    /// The record's bytes, before sealing.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::with_capacity(256);
+        e.i64(self.time.secs).u32(self.time.nanos).varint(self.durable.0);
+        match self.request {
+            None => e.u8(0),
+            Some(r) => e.u8(1).u64(r.connection).u64(r.unique),
+        };
+        e.varint(self.edits.len() as u64);
+        for edit in &self.edits {
+            edit.encode(&mut e);
+        }
+        e.finish()
+    }
+
+    /// Reads what [`Record::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Record, WireError> {
+        let mut d = Decoder::new(bytes);
+        let time = Timestamp { secs: d.i64()?, nanos: d.u32()? };
+        if time.nanos >= 1_000_000_000 {
+            return Err(WireError::Bad("nanoseconds"));
+        }
+        let durable = Lsn(d.varint()?);
+        let request = match d.u8()? {
+            0 => None,
+            1 => Some(RequestId { connection: d.u64()?, unique: d.u64()? }),
+            _ => return Err(WireError::Bad("request flag")),
+        };
+        let count = d.count(RECORD_EDITS_MAX, "edit count")?;
+        let mut edits = Vec::with_capacity(count.min(256));
+        for _ in 0..count {
+            edits.push(Edit::decode(&mut d)?);
+        }
+        d.end()?;
+        Ok(Record { time, durable, request, edits })
+    }
+}

@@ -1,0 +1,380 @@
+//! Opening a store: keys, lock, index, journal, replay. What cannot be trusted is rebuilt; what cannot be
+//! rebuilt is said.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
+
+use nix::fcntl::{Flock, FlockArg};
+use parking_lot::Mutex;
+
+use super::care::CareState;
+use super::chunks::ChunkStore;
+use super::chunks::pack::{self, Trust};
+use super::config::Config;
+use super::index::apply::Place;
+use super::index::{self, Index, IndexOptions};
+use super::journal::{Chain, Journal, JournalOptions, Outcome, UnorderedTail};
+use super::keys::{KeyMaterial, Keyring, Sealer, keyfile};
+use super::layout::{Layout, identify, node_of};
+use super::model::{Edit, Record};
+use super::{Committed, Problems, Store, record_aad};
+use crate::types::error::IoContext;
+use crate::types::ids::unhex;
+use crate::types::{Clock, Disk, Error, Lsn, OsDisk, Result, StoreUuid, SystemClock, Term};
+
+/// Told how far a long opening is: what is done, and hundredths.
+pub type Progress<'a> = &'a mut dyn FnMut(&str, u64);
+
+/// What the store is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Everything.
+    ReadWrite,
+    /// No record is committed. The index is still brought up to the journal.
+    ReadOnly,
+}
+
+/// How to open a store.
+#[derive(Clone)]
+pub struct OpenOptions {
+    /// What for.
+    pub mode: OpenMode,
+    /// The key file, unless it lies where [`keyfile::default_path`] says.
+    pub key_file: Option<PathBuf>,
+    /// The disk below journal and packs.
+    pub disk: Arc<dyn Disk>,
+    /// The clock.
+    pub clock: Arc<dyn Clock>,
+    /// The settings, instead of those in `config.toml`.
+    pub config: Option<Config>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> OpenOptions {
+        OpenOptions {
+            mode: OpenMode::ReadWrite,
+            key_file: None,
+            disk: Arc::new(OsDisk),
+            clock: Arc::new(SystemClock),
+            config: None,
+        }
+    }
+}
+
+fn lock(layout: &Layout) -> Result<Flock<File>> {
+    let path = &layout.lock;
+    let file = File::options().create(true).truncate(false).write(true).open(path).at("opening", path)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| match e {
+        nix::errno::Errno::EWOULDBLOCK => Error::InUse(layout.root.clone()),
+        e => Error::io("locking", path, e.into()),
+    })
+}
+
+/// Unlocks the keys; also says whether a recovery key was exported and what to tell the operator.
+fn unlock(
+    layout: &Layout,
+    id: StoreUuid,
+    key_file: Option<&Path>,
+    problems: &mut Problems,
+) -> Result<(Sealer, bool)> {
+    let keyring = Keyring::load(&OsDisk, &layout.keyring)?;
+    if keyring.store() != id {
+        let place = layout.keyring.display().to_string();
+        return Err(Error::corrupt("keyring", place, "it belongs to another store"));
+    }
+    let key: Option<KeyMaterial> = if keyring.is_encrypted() {
+        let path = match key_file {
+            Some(path) => path.to_owned(),
+            None => keyfile::default_path(id)?,
+        };
+        let loaded = keyfile::read(&path).map_err(|e| Error::WrongKey {
+            store: layout.root.clone(),
+            detail: format!("{e}; put the key file or the exported recovery key there"),
+        })?;
+        if loaded.exposed {
+            problems.push(format!("others may read the key file {}: chmod 600 it", path.display()));
+        }
+        Some(loaded.key)
+    } else {
+        None
+    };
+    let secrets = keyring.unlock(&layout.root, key.as_ref())?;
+    Ok((Sealer::new(&secrets), keyring.recovery_exported()))
+}
+
+/// The checkpoints, newest first.
+pub(super) fn checkpoints(layout: &Layout) -> Vec<(Lsn, PathBuf)> {
+    let Ok(dir) = std::fs::read_dir(&layout.checkpoints) else { return Vec::new() };
+    let mut found: Vec<(Lsn, PathBuf)> = dir
+        .filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
+            Some((Lsn(lsn), path))
+        })
+        .collect();
+    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found
+}
+
+impl Store {
+    /// Opens the store in `root`, bringing the index up to the journal.
+    ///
+    /// # Errors
+    /// [`Error::NoStore`], [`Error::Version`], [`Error::InUse`], [`Error::WrongKey`], [`Error::Corrupt`]
+    /// naming what is damaged, [`Error::Io`].
+    pub fn open(root: &Path, options: OpenOptions, progress: Progress<'_>) -> Result<Arc<Store>> {
+        let root = std::fs::canonicalize(root).map_err(|_| Error::NoStore(root.to_owned()))?;
+        let layout = Layout::new(&root);
+        let id = identify(&root)?;
+        let node = node_of(&root)?;
+        let mut problems = Problems::new();
+        let lock = lock(&layout)?;
+        let (sealer, recovery_exported) = unlock(&layout, id, options.key_file.as_deref(), &mut problems)?;
+        let sealer = Arc::new(sealer);
+        let config = match options.config {
+            Some(config) => config,
+            None => Config::load(&*options.disk, &layout.config)?,
+        };
+        let disk = options.disk;
+        let opener = Opener { layout: &layout, id, sealer: &sealer, config: &config, disk: &disk };
+        let (journal, index, damaged) = opener.journal_and_index(&mut problems, progress)?;
+        let writable = options.mode == OpenMode::ReadWrite && damaged.is_none();
+        let chunks = ChunkStore::open(disk.clone(), &layout.packs, id, sealer.clone(), &config, writable)?;
+        opener.replay(&journal, &index, &chunks, progress)?;
+        let read_only = damaged.or_else(|| {
+            (options.mode == OpenMode::ReadOnly).then(|| "it was opened for reading only".to_owned())
+        });
+        let term = index.state().term;
+        let applied = index.state().applied;
+        let store = Arc::new(Store {
+            care: CareState::new(applied, journal.bytes()),
+            layout,
+            id,
+            node,
+            config,
+            sealer,
+            recovery_exported: AtomicBool::new(recovery_exported),
+            journal,
+            index: Arc::new(index),
+            chunks,
+            clock: options.clock,
+            disk,
+            read_only,
+            poison: OnceLock::new(),
+            commit: Mutex::new(Committed { term }),
+            opening_problems: Mutex::new(problems),
+            _lock: lock,
+        });
+        if writable {
+            store.begin_reign(Term(term.0 + 1))?;
+        }
+        Ok(store)
+    }
+
+    /// A new term for each opening: generations and stale writers are told apart by it.
+    fn begin_reign(&self, term: Term) -> Result<()> {
+        self.commit.lock().term = term;
+        self.commit(vec![Edit::Term], None).map(drop)
+    }
+}
+
+struct Opener<'a> {
+    layout: &'a Layout,
+    id: StoreUuid,
+    sealer: &'a Arc<Sealer>,
+    config: &'a Config,
+    disk: &'a Arc<dyn Disk>,
+}
+
+impl Opener<'_> {
+    fn open_index(&self) -> Result<Index> {
+        let options = IndexOptions { block_cache_bytes: self.config.index_cache_bytes as usize };
+        Index::open(&self.layout.index, self.sealer.clone(), options)
+    }
+
+    /// Opens journal and index so that the index is at or behind the journal's end and on its chain. Tries
+    /// the index as it is, then the checkpoints, newest first, then an empty one.
+    fn journal_and_index(
+        &self,
+        problems: &mut Problems,
+        progress: Progress<'_>,
+    ) -> Result<(Journal, Index, Option<String>)> {
+        let present = self.layout.index.join("CURRENT").exists();
+        let first =
+            if present { self.open_index().map_err(|e| e.to_string()) } else { Err("it is missing".into()) };
+        let applied = first.as_ref().map_or(Lsn::ZERO, |i| i.state().applied);
+        let (journal, report) = Journal::open(
+            self.disk.clone(),
+            &self.layout.journal,
+            self.id,
+            JournalOptions {
+                verify_from: applied,
+                unordered_tail: UnorderedTail::Cut,
+                ..JournalOptions::default()
+            },
+        )?;
+        let damaged = match &report.outcome {
+            Outcome::Damaged(d) => Some(format!(
+                "the journal is damaged at record {} in {} at offset {}: {}",
+                d.lsn_expected,
+                d.file.display(),
+                d.offset,
+                d.detail
+            )),
+            Outcome::TornTail(t) => {
+                tracing::warn!(file = %t.file.display(), lsn = %t.lsn, detail = %t.detail, "cut a torn journal tail");
+                None
+            }
+            _ => None,
+        };
+        let why = match first {
+            Ok(index) => match self.fits(&journal, &index, damaged.is_some()) {
+                Ok(()) => return Ok((journal, index, damaged)),
+                Err(e) => {
+                    index.close();
+                    e.to_string()
+                }
+            },
+            Err(e) => e,
+        };
+        let young = !present && journal.last().0 == Lsn::ZERO;
+        if !young {
+            tracing::warn!(%why, "rebuilding the index");
+            progress("rebuilding the index", 0);
+        }
+        for (lsn, checkpoint) in checkpoints(self.layout) {
+            match self.restore(&checkpoint).and_then(|index| {
+                self.fits(&journal, &index, damaged.is_some())?;
+                Ok(index)
+            }) {
+                Ok(index) => {
+                    problems.push(format!("the index was rebuilt from the checkpoint at {lsn}: {why}"));
+                    return Ok((journal, index, damaged));
+                }
+                Err(e) => tracing::warn!(%lsn, error = %e, "a checkpoint cannot be used"),
+            }
+        }
+        self.remove_index()?;
+        let index = self.open_index()?;
+        self.fits(&journal, &index, damaged.is_some()).map_err(|e| {
+            let place = self.layout.index.display().to_string();
+            Error::corrupt("index", place, format!("{why}; no checkpoint can replace it ({e})"))
+        })?;
+        if !young {
+            problems.push(format!("the index was rebuilt from the journal: {why}"));
+        }
+        Ok((journal, index, damaged))
+    }
+
+    fn remove_index(&self) -> Result<()> {
+        match std::fs::remove_dir_all(&self.layout.index) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("removing", &self.layout.index, e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn restore(&self, checkpoint: &Path) -> Result<Index> {
+        self.remove_index()?;
+        index::restore_checkpoint(checkpoint, &self.layout.index)?;
+        self.open_index()
+    }
+
+    /// Whether replay can go on from the index: it is not ahead of the journal, the records behind it are
+    /// there, and the chain at its LSN is the journal's.
+    fn fits(&self, journal: &Journal, index: &Index, journal_damaged: bool) -> Result<()> {
+        let (applied, chain) = {
+            let state = index.state();
+            (state.applied, Chain(state.chain))
+        };
+        let (last, last_chain) = journal.last();
+        let refuse =
+            |detail: String| Err(Error::corrupt("index", self.layout.index.display().to_string(), detail));
+        if applied > last {
+            // Of a damaged journal the index may know more than can be read; it is then the better witness.
+            return if journal_damaged {
+                Ok(())
+            } else {
+                refuse(format!("it is at record {applied}, the journal ends at {last}"))
+            };
+        }
+        if applied.next() < journal.oldest() {
+            return refuse(format!("it is at record {applied}, the journal begins at {}", journal.oldest()));
+        }
+        let expected = if applied == last {
+            Some(last_chain)
+        } else if applied == Lsn::ZERO {
+            None
+        } else if applied >= journal.oldest() {
+            journal.read_from(applied)?.next().transpose()?.map(|r| r.chain)
+        } else {
+            None
+        };
+        if applied != Lsn::ZERO && expected.is_some_and(|e| e != chain) {
+            return refuse(format!(
+                "its record {applied} is not the journal's: two halves of different stores"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Applies the records behind the index.
+    fn replay(
+        &self,
+        journal: &Journal,
+        index: &Index,
+        chunks: &ChunkStore,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        let (applied, packed) = {
+            let state = index.state();
+            (state.applied, state.packed)
+        };
+        let last = journal.last().0;
+        if applied >= last {
+            return Ok(());
+        }
+        for id in pack::list(&**self.disk, &self.layout.packs)? {
+            if id < packed.0 {
+                continue;
+            }
+            let from = if id == packed.0 { packed.1 } else { 0 };
+            pack::scan(
+                &**self.disk,
+                &self.layout.packs,
+                self.id,
+                id,
+                from,
+                Trust::Footer,
+                &mut |id, location| {
+                    chunks.found(id, location);
+                    Ok(())
+                },
+            )?;
+        }
+        let total = last.0 - applied.0;
+        for (done, framed) in journal.read_from(applied.next())?.enumerate() {
+            let framed = framed?;
+            let record = self.record(framed.lsn, framed.term, &framed.body)?;
+            // The low mark of the first record holds for all: what is behind it was scanned.
+            let place = Place { lsn: framed.lsn, term: framed.term, chain: framed.chain.0, packed };
+            index.apply(place, &record, chunks)?;
+            if done % 4096 == 0 {
+                progress("replaying the journal", done as u64 * 100 / total);
+            }
+        }
+        chunks.forget_found();
+        tracing::info!(from = %applied, to = %last, "journal replayed");
+        Ok(())
+    }
+
+    fn record(&self, lsn: Lsn, term: Term, body: &[u8]) -> Result<Record> {
+        let bad = |detail: String| Error::corrupt("journal record", format!("lsn {lsn}"), detail);
+        let plain = self.sealer.open(&record_aad(lsn, term), body).map_err(|e| bad(e.to_string()))?;
+        Record::decode(&plain).map_err(|e| bad(e.to_string()))
+    }
+}

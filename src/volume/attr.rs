@@ -1,0 +1,171 @@
+//! Attributes: stat and its changes.
+
+use super::{FsError, FsResult, Volume};
+use crate::store::model::{Attrs, Edit, FileKind, RequestId};
+use crate::types::limits::FILE_BYTES_MAX;
+use crate::types::{Ino, Lsn, Timestamp};
+
+/// What `stat` tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// The inode.
+    pub ino: Ino,
+    /// Its attributes.
+    pub attrs: Attrs,
+    /// Bytes of file data, holes not counted; before compression.
+    pub data_bytes: u64,
+}
+
+/// Changes of attributes; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetAttr {
+    /// Permission bits.
+    pub mode: Option<u16>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size: a cut or an extension.
+    pub size: Option<u64>,
+    /// Last access.
+    pub atime: Option<Timestamp>,
+    /// Last change of the content.
+    pub mtime: Option<Timestamp>,
+    /// Last change of the inode; normally now.
+    pub ctime: Option<Timestamp>,
+    /// Clear setuid and setgid, as a change of size or owner by someone without privilege does.
+    pub kill_privileges: bool,
+}
+
+impl SetAttr {
+    pub(super) fn apply(&self, attrs: &mut Attrs, now: Timestamp) {
+        if let Some(uid) = self.uid {
+            attrs.uid = uid;
+        }
+        if let Some(gid) = self.gid {
+            attrs.gid = gid;
+        }
+        if self.kill_privileges {
+            kill_privileges(attrs);
+        }
+        if let Some(mode) = self.mode {
+            attrs.mode = mode & 0o7777;
+        }
+        attrs.atime = self.atime.unwrap_or(attrs.atime);
+        attrs.mtime = self.mtime.unwrap_or(attrs.mtime);
+        attrs.ctime = self.ctime.unwrap_or(now);
+    }
+}
+
+/// Clears setuid, and setgid where the group may execute (else it means mandatory locking).
+pub(super) fn kill_privileges(attrs: &mut Attrs) {
+    if attrs.kind == FileKind::Dir {
+        return;
+    }
+    attrs.mode &= !0o4000;
+    if attrs.mode & 0o010 != 0 {
+        attrs.mode &= !0o2000;
+    }
+}
+
+impl Volume {
+    /// The attributes of an inode.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn getattr(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Attr> {
+        let inode = self.inode(at, ino)?.item;
+        let mut attr = Attr { ino, attrs: inode.attrs, data_bytes: inode.data_bytes };
+        if at.is_none()
+            && let Some(cell) = self.cell_if_any(ino)
+        {
+            let live = cell.state.read();
+            if live.gone {
+                return Err(FsError::NotFound);
+            }
+            attr.attrs = live.attrs.clone();
+            attr.data_bytes =
+                (attr.data_bytes + live.dirty_bytes()).min(attr.attrs.size.next_multiple_of(4096));
+        }
+        Ok(attr)
+    }
+
+    /// Changes attributes, the size included; returns the new ones.
+    ///
+    /// # Errors
+    /// [`FsError::IsDir`] and [`FsError::Invalid`] for a size that the object cannot have.
+    pub fn setattr(&self, ino: Ino, set: &SetAttr, request: Option<RequestId>) -> FsResult<Attr> {
+        self.check_writable()?;
+        if let Some(size) = set.size {
+            self.truncate(ino, size, set, request)?;
+        } else {
+            let _gate = self.enter();
+            let cell = self.cell(ino)?;
+            let mut live = cell.state.write();
+            if live.gone {
+                return Err(FsError::NotFound);
+            }
+            let before = live.attrs.clone();
+            set.apply(&mut live.attrs, self.shared.now());
+            let edit = Edit::PutInode { vol: self.vol, ino, attrs: live.recordable() };
+            if let Err(e) = self.commit(vec![edit], request) {
+                live.attrs = before;
+                return Err(e);
+            }
+        }
+        self.getattr(None, ino)
+    }
+
+    fn truncate(&self, ino: Ino, size: u64, set: &SetAttr, request: Option<RequestId>) -> FsResult<()> {
+        if size > FILE_BYTES_MAX {
+            return Err(FsError::TooLarge);
+        }
+        let _gate = self.enter();
+        let cell = self.cell(ino)?;
+        let _flush = cell.flush.lock();
+        // What stays must be committed before the record that states the new size.
+        self.shared.flush_below(self.vol, &cell, size)?;
+        let mut live = cell.state.write();
+        match live.attrs.kind {
+            FileKind::File if !live.gone => {}
+            FileKind::File => return Err(FsError::NotFound),
+            FileKind::Dir => return Err(FsError::IsDir),
+            _ => return Err(FsError::Invalid("only a regular file has a size to set")),
+        }
+        let now = self.shared.now();
+        let changed = live.attrs.size != size;
+        let mut attrs = live.attrs.clone();
+        attrs.size = size;
+        if changed || set.mtime.is_none() {
+            attrs.mtime = now;
+        }
+        set.apply(&mut attrs, now);
+        let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() }];
+        if live.committed_size > size {
+            self.remove_range(ino, size, live.committed_size, live.committed_size, &mut edits)?;
+        }
+        self.commit(edits, request)?;
+        live.attrs = attrs;
+        live.committed_size = size;
+        let before = live.dirty.bytes();
+        live.dirty.truncate(size);
+        self.shared.budget.give(before.saturating_sub(live.dirty.bytes()));
+        if live.dirty.is_empty() && live.sealing.is_empty() {
+            live.dirty_since = None;
+        }
+        Ok(())
+    }
+
+    /// The target of a symbolic link.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] for anything else.
+    pub fn readlink(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Vec<u8>> {
+        let attrs = self.inode(at, ino)?.item.attrs;
+        if attrs.kind == FileKind::Symlink {
+            Ok(attrs.target)
+        } else {
+            Err(FsError::Invalid("not a symbolic link"))
+        }
+    }
+}

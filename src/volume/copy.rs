@@ -1,0 +1,108 @@
+//! `copy_file_range`: recipes are copied, bytes are not. The source may lie in a snapshot, which is what
+//! makes restoring by `cp` cost metadata only.
+
+use super::flush::patch_edits;
+use super::{FsError, FsResult, Volume};
+use crate::store::model::{Edit, FileKind, Piece};
+use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
+use crate::types::{Ino, Lsn};
+
+/// Bytes that one record copies: bounds the time for which the append lock is held.
+const COPY_BYTES_PER_RECORD: u64 = 64 << 20;
+/// Bytes that one request copies; the kernel asks again for the rest.
+const COPY_BYTES_PER_REQUEST: u64 = 1 << 30;
+
+/// A place in a file, live or past.
+#[derive(Clone, Copy, Debug)]
+pub struct CopySource {
+    /// The point, or the live tree.
+    pub at: Option<Lsn>,
+    /// The file.
+    pub ino: Ino,
+    /// From where.
+    pub offset: u64,
+}
+
+impl Volume {
+    /// Copies up to `len` bytes to `offset` of `ino`; returns how many, 0 at the source's end.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] for overlapping ranges of one file or for what is not a file.
+    pub fn copy_range(&self, from: CopySource, ino: Ino, offset: u64, len: u64) -> FsResult<u64> {
+        self.check_writable()?;
+        if from.at.is_none() {
+            self.commit_file(from.ino)?;
+        }
+        let source = self.inode(from.at, from.ino)?.item;
+        if source.attrs.kind != FileKind::File {
+            return Err(FsError::Invalid("not a regular file"));
+        }
+        let len = len.min(source.attrs.size.saturating_sub(from.offset)).min(COPY_BYTES_PER_REQUEST);
+        if offset.checked_add(len).is_none_or(|end| end > FILE_BYTES_MAX) {
+            return Err(FsError::TooLarge);
+        }
+        let same = from.at.is_none() && from.ino == ino;
+        if same && from.offset < offset + len && offset < from.offset + len {
+            return Err(FsError::Invalid("the ranges overlap"));
+        }
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(COPY_BYTES_PER_RECORD);
+            let part = CopySource { offset: from.offset + done, ..from };
+            let copied = self.copy_part(part, ino, offset + done, step)?;
+            if copied == 0 {
+                break;
+            }
+            done += copied;
+        }
+        Ok(done)
+    }
+
+    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64) -> FsResult<u64> {
+        let _gate = self.enter();
+        let cell = self.cell(ino)?;
+        let _flush = cell.flush.lock();
+        self.shared.flush_below(self.vol, &cell, u64::MAX)?;
+        let mut live = cell.state.write();
+        if live.gone {
+            return Err(FsError::NotFound);
+        }
+        if live.attrs.kind != FileKind::File {
+            return Err(FsError::Invalid("not a regular file"));
+        }
+        // A write that came since the flush lies in the way of recipes; the copy would be covered by it.
+        let before = live.dirty.bytes();
+        live.dirty.punch(offset, offset + len);
+        self.shared.budget.give(before.saturating_sub(live.dirty.bytes()));
+        // Read now: the source may be the same file, or have been cut since it was looked at.
+        let source = self.inode(from.at, from.ino)?.item;
+        let len = len.min(source.attrs.size.saturating_sub(from.offset));
+        if len == 0 {
+            return Ok(0);
+        }
+        let end = from.offset + len;
+        let view = self.view(from.at);
+        let mut pieces: Vec<Piece> = Vec::new();
+        for block in from.offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
+            let start = block * BLOCK_BYTES;
+            let recipe = view.block(&source, from.ino, block)?;
+            recipe.slice_into(
+                (from.offset.max(start) - start) as u32,
+                (end.min(start + BLOCK_BYTES) - start) as u32,
+                &mut pieces,
+            );
+        }
+        let now = self.shared.now();
+        let mut attrs = live.attrs.clone();
+        let committed = live.committed_size.max(offset + len);
+        (attrs.mtime, attrs.ctime) = (now, now);
+        attrs.size = committed;
+        let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs }];
+        patch_edits(self.vol, ino, offset, &pieces, &mut edits);
+        self.commit(edits, None)?;
+        live.committed_size = committed;
+        live.attrs.size = live.attrs.size.max(committed);
+        (live.attrs.mtime, live.attrs.ctime) = (now, now);
+        Ok(len)
+    }
+}

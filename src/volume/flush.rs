@@ -1,0 +1,364 @@
+//! Flushing: uncommitted bytes become chunks (or, when few and somebody waits for them, inline bytes of the
+//! record), and one record commits them with the inode.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::cell::{Cell, Live};
+use super::extents::Run;
+use super::{FsError, FsResult, Shared, Volume};
+use crate::store::chunks::{Stored, pool::Pool};
+use crate::store::model::{Edit, Piece, Source};
+use crate::types::error::IoContext;
+use crate::types::limits::BLOCK_BYTES;
+use crate::types::{Ino, Lsn, VolumeId};
+
+/// An fsync of no more than this journals the bytes themselves; a rebind makes chunks of them later.
+const INLINE_BYTES_MAX: u64 = 64 * 1024;
+/// How often the flusher looks for files whose time has come.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Why a file is flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// It has much to seal: whole chunks now, the tail when more came.
+    Full,
+    /// Its time has come: everything.
+    Age,
+    /// Somebody waits: everything, few bytes inline.
+    Asked,
+}
+
+/// Pieces that replace the bytes from an offset on, and the pins of their chunks.
+struct Sealed {
+    runs: Vec<(u64, Vec<Piece>)>,
+    _pins: Vec<Stored>,
+    /// What was left for later: offset and bytes.
+    tail: Option<(u64, Vec<u8>)>,
+}
+
+impl Shared {
+    /// Commits what a cell holds. The caller holds the cell's flush lock.
+    fn flush_locked(&self, vol: VolumeId, cell: &Cell, reason: Reason) -> FsResult<()> {
+        let (runs, growing) = {
+            let mut live = cell.state.write();
+            if live.gone || !live.is_dirty() {
+                return Ok(());
+            }
+            let runs = live.dirty.take_runs();
+            live.sealing.clone_from(&runs);
+            (runs, live.attrs.size)
+        };
+        let taken: u64 = runs.iter().map(|(_, run)| run.len() as u64).sum();
+        let sealed = self.seal(&runs, reason, growing);
+        let mut live = cell.state.write();
+        let result = sealed.and_then(|sealed| self.commit_runs(vol, cell.ino, &mut live, sealed));
+        live.sealing.clear();
+        match result {
+            Ok(left) => {
+                self.budget.give(taken.saturating_sub(left));
+                live.failure = None;
+                Ok(())
+            }
+            Err(e) => {
+                let mut kept = 0;
+                for (offset, run) in &runs {
+                    kept += live.dirty.put_back(*offset, run);
+                }
+                self.budget.give(taken.saturating_sub(kept));
+                live.failure = Some(e.to_string());
+                Err(e)
+            }
+        }
+    }
+
+    /// Turns runs into pieces.
+    fn seal(&self, runs: &[Run], reason: Reason, size: u64) -> FsResult<Sealed> {
+        let mut sealed = Sealed { runs: Vec::with_capacity(runs.len()), _pins: Vec::new(), tail: None };
+        let total: u64 = runs.iter().map(|(_, run)| run.len() as u64).sum();
+        if reason == Reason::Asked && total <= INLINE_BYTES_MAX {
+            for (offset, run) in runs {
+                let piece = Piece { len: run.len() as u32, source: Source::Inline(run.to_vec()) };
+                sealed.runs.push((*offset, vec![piece]));
+            }
+            return Ok(sealed);
+        }
+        let chunks = self.store.chunks();
+        for (offset, run) in runs {
+            let last = reason != Reason::Full || offset + run.len() as u64 != size;
+            let cuts = chunks.cuts(run, last);
+            let end = cuts.last().copied().unwrap_or(0);
+            if let Some(rest) = run.get(end..).filter(|r| !r.is_empty()) {
+                sealed.tail = Some((offset + end as u64, rest.to_vec()));
+            }
+            let stored = chunks.store(self.store.index(), run.clone(), &cuts)?;
+            let pieces = stored
+                .chunks()
+                .map(|(id, len)| Piece { len, source: Source::Chunk { id, offset: 0 } })
+                .collect();
+            sealed.runs.push((*offset, pieces));
+            sealed._pins.push(stored);
+        }
+        Ok(sealed)
+    }
+
+    /// Commits sealed runs with the inode. Returns the bytes that stay uncommitted of those taken.
+    fn commit_runs(&self, vol: VolumeId, ino: Ino, live: &mut Live, sealed: Sealed) -> FsResult<u64> {
+        let end = sealed
+            .runs
+            .iter()
+            .map(|(at, pieces)| at + pieces.iter().map(|p| u64::from(p.len)).sum::<u64>())
+            .max()
+            .unwrap_or(0);
+        let all = live.dirty.is_empty() && sealed.tail.is_none();
+        // A size never covers what is not committed yet, or a crash would leave zeros in its place.
+        let committed = if all { live.attrs.size } else { live.committed_size.max(end).min(live.attrs.size) };
+        let mut attrs = live.attrs.clone();
+        attrs.size = committed;
+        let mut edits = vec![Edit::PutInode { vol, ino, attrs }];
+        for (offset, pieces) in &sealed.runs {
+            patch_edits(vol, ino, *offset, pieces, &mut edits);
+        }
+        self.store.commit(edits, None)?;
+        live.committed_size = committed;
+        let mut left = 0;
+        if let Some((offset, bytes)) = &sealed.tail {
+            left = live.dirty.put_back(*offset, bytes);
+        }
+        live.dirty_since = (!all).then(Instant::now);
+        Ok(left)
+    }
+
+    /// Commits what the cell holds if any of it lies below `size`. The caller holds the flush lock.
+    pub(super) fn flush_below(&self, vol: VolumeId, cell: &Cell, size: u64) -> FsResult<()> {
+        let touches = cell.state.read().touches(0, size);
+        if touches { self.flush_locked(vol, cell, Reason::Asked) } else { Ok(()) }
+    }
+
+    fn flush_cell(&self, vol: VolumeId, cell: &Cell, reason: Reason) -> FsResult<()> {
+        let _flush = cell.flush.lock();
+        self.flush_locked(vol, cell, reason)
+    }
+
+    /// Commits everything that is uncommitted now.
+    pub(super) fn flush_all(&self) -> FsResult<()> {
+        let mut result = Ok(());
+        for (vol, cell) in self.cells.dirty() {
+            if let Err(e) = self.flush_cell(vol, &cell, Reason::Asked) {
+                result = Err(e);
+            }
+            self.cells.give_back(vol, cell);
+        }
+        result
+    }
+
+    /// Asks the flusher to look now.
+    pub(super) fn flush_soon(&self) {
+        self.wake.ask();
+    }
+}
+
+/// The edits that lay `pieces` over a file from `offset` on, split at block borders.
+pub(super) fn patch_edits(vol: VolumeId, ino: Ino, offset: u64, pieces: &[Piece], edits: &mut Vec<Edit>) {
+    let mut at = offset;
+    let mut current: Option<(u64, u32, Vec<Piece>)> = None;
+    let mut finish = |current: &mut Option<(u64, u32, Vec<Piece>)>| {
+        if let Some((block, offset, pieces)) = current.take() {
+            edits.push(Edit::PatchBlock { vol, ino, block, offset, pieces });
+        }
+    };
+    for piece in pieces {
+        let mut skip = 0u32;
+        while skip < piece.len {
+            let (block, within) = (at / BLOCK_BYTES, (at % BLOCK_BYTES) as u32);
+            if current.as_ref().is_some_and(|(open, ..)| *open != block) {
+                finish(&mut current);
+            }
+            let len = (piece.len - skip).min(BLOCK_BYTES as u32 - within);
+            let (_, _, list) = current.get_or_insert_with(|| (block, within, Vec::new()));
+            list.push(piece.part(skip, len));
+            skip += len;
+            at += u64::from(len);
+        }
+    }
+    finish(&mut current);
+}
+
+/// How the flusher is woken.
+#[derive(Debug, Default)]
+pub(super) struct Wake {
+    asked: AtomicBool,
+    stop: Mutex<bool>,
+    signal: Condvar,
+}
+
+impl Wake {
+    fn ask(&self) {
+        if !self.asked.swap(true, Ordering::Relaxed) {
+            self.signal.notify_all();
+        }
+    }
+}
+
+/// The thread that commits files when they have much to seal or their time has come.
+pub(super) struct Flusher {
+    wake: Arc<Wake>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub(super) fn start(shared: &Arc<Shared>) -> FsResult<Flusher> {
+        let (weak, wake) = (Arc::downgrade(shared), shared.wake.clone());
+        let path = shared.store.path();
+        let pool =
+            Pool::new("rewindfs-flush", shared.store.config().sealers()).at("starting threads for", path)?;
+        let signal = wake.clone();
+        let thread = std::thread::Builder::new()
+            .name("rewindfs-flush".into())
+            .spawn(move || run(&weak, &signal, &pool))
+            .at("starting a thread for", path)?;
+        Ok(Flusher { wake, thread: Some(thread) })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        *self.wake.stop.lock() = true;
+        self.wake.signal.notify_all();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn run(shared: &Weak<Shared>, wake: &Wake, pool: &Pool) {
+    loop {
+        {
+            let mut stop = wake.stop.lock();
+            if !*stop && !wake.asked.load(Ordering::Relaxed) {
+                wake.signal.wait_for(&mut stop, TICK);
+            }
+            if *stop {
+                return;
+            }
+        }
+        wake.asked.store(false, Ordering::Relaxed);
+        let Some(shared) = shared.upgrade() else { return };
+        flush_due(&shared, pool);
+    }
+}
+
+/// Flushes what is due, several files at once.
+fn flush_due(shared: &Arc<Shared>, pool: &Pool) {
+    let config = shared.store.config();
+    let (interval, run_bytes) = (config.commit_interval(), config.seal_run_bytes);
+    let pressing = shared.budget.is_pressing();
+    let mut due = Vec::new();
+    for (vol, cell) in shared.cells.dirty() {
+        let (age, bytes) = {
+            let live = cell.state.read();
+            (live.dirty_since.map_or(Duration::ZERO, |t| t.elapsed()), live.dirty.bytes())
+        };
+        let reason = if age >= interval || (pressing && bytes < run_bytes) {
+            Some(Reason::Age)
+        } else if bytes >= run_bytes || pressing {
+            Some(Reason::Full)
+        } else {
+            None
+        };
+        match reason {
+            Some(reason) => due.push((vol, cell, reason)),
+            None => shared.cells.give_back(vol, cell),
+        }
+    }
+    if due.is_empty() {
+        return;
+    }
+    let (count, owned) = (due.len(), shared.clone());
+    let due = Arc::new(Mutex::new(due));
+    let results = pool.map(count, move |_| {
+        let Some((vol, cell, reason)) = due.lock().pop() else { return Ok(()) };
+        let result = owned.flush_cell(vol, &cell, reason);
+        owned.cells.give_back(vol, cell);
+        result
+    });
+    let failure = results.into_iter().find_map(Result::err);
+    if let Some(e) = &failure {
+        tracing::warn!(error = %e, "written data cannot be committed yet");
+    }
+    shared.budget.set_failing(failure.map(|e| e.to_string()));
+}
+
+impl Volume {
+    /// Commits what was written to a file, without making it durable.
+    pub(super) fn commit_file(&self, ino: Ino) -> FsResult<()> {
+        let Some(cell) = self.cell_if_any(ino) else { return Ok(()) };
+        self.shared.flush_cell(self.vol, &cell, Reason::Asked)
+    }
+
+    /// Makes a file, and every change acknowledged before, durable.
+    ///
+    /// # Errors
+    /// Whatever kept its data from being committed, now or in the background before.
+    pub fn fsync(&self, ino: Ino) -> FsResult<()> {
+        if let Some(cell) = self.cell_if_any(ino) {
+            let failed = cell.state.write().failure.take();
+            self.shared.flush_cell(self.vol, &cell, Reason::Asked)?;
+            if let Some(failure) = failed {
+                tracing::debug!(%failure, "an earlier background commit had failed and was repeated");
+            }
+        }
+        self.shared.store.sync_all()?;
+        Ok(())
+    }
+
+    /// Makes everything acknowledged so far durable in the journal's order; for a directory's fsync.
+    ///
+    /// # Errors
+    /// From the store.
+    pub fn fsync_names(&self) -> FsResult<Lsn> {
+        Ok(self.shared.store.sync_all()?)
+    }
+
+    /// Removes an inode that has no name and that the kernel has let go of, with its data.
+    ///
+    /// # Errors
+    /// [`FsError::Invalid`] when it still has a name.
+    pub fn remove_orphan(&self, ino: Ino) -> FsResult<()> {
+        let _gate = self.enter();
+        let cell = match self.cell(ino) {
+            Err(FsError::NotFound) => return Ok(()),
+            cell => cell?,
+        };
+        let _flush = cell.flush.lock();
+        let mut live = cell.state.write();
+        if live.attrs.nlink > 0 {
+            return Err(FsError::Invalid("it has a name"));
+        }
+        if live.gone {
+            return Ok(());
+        }
+        let mut edits = Vec::new();
+        let end = live.committed_size;
+        // Also what was allocated behind the end, which only a range that reaches it removes.
+        self.remove_range(ino, 0, u64::MAX, end, &mut edits)?;
+        edits.push(Edit::DelInode { vol: self.vol, ino });
+        edits.push(Edit::Orphan { vol: self.vol, ino, orphan: false });
+        self.commit(edits, None)?;
+        let dirty = live.dirty.bytes();
+        live.dirty.truncate(0);
+        live.dirty_since = None;
+        live.gone = true;
+        self.shared.budget.give(dirty);
+        Ok(())
+    }
+
+    /// The inodes without a name that are still kept for those who have them open.
+    pub fn orphans(&self) -> FsResult<Vec<Ino>> {
+        Ok(self.shared.store.index().orphans(self.vol)?)
+    }
+}

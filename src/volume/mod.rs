@@ -1,0 +1,357 @@
+//! Volumes: the filesystem itself, without FUSE. Every operation takes and returns plain values, so that it
+//! can be tested without a kernel; `mount` only translates.
+//!
+//! Locks, in the order they are taken: the gate (shared by every operation that changes something, alone by
+//! a barrier), a volume's namespace lock, cells' flush locks, cells' states in the order of their inode
+//! numbers, the store's append lock. Waiting for the dirty budget happens before the gate.
+
+mod attr;
+mod budget;
+mod cell;
+mod copy;
+mod dir;
+mod error;
+mod extents;
+mod file;
+mod flush;
+mod namespace;
+mod range;
+mod rename;
+mod snapshot;
+mod xattr;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock, RwLockReadGuard};
+
+pub use attr::{Attr, SetAttr};
+pub use copy::CopySource;
+pub use dir::DirEntry;
+pub use error::{FsError, FsResult};
+pub use namespace::NewNode;
+pub use range::{Allocate, Seek};
+pub use rename::RenameMode;
+pub use snapshot::{SnapshotCreate, SnapshotRow};
+pub use xattr::XattrMode;
+
+use crate::store::index::{Version, View};
+use crate::store::model::{Attrs, Edit, FileKind, Inode, RequestId};
+use crate::store::{Store, care::Care};
+use crate::types::limits::{INO_MAX, VOLUMES_MAX};
+use crate::types::{Ino, Lsn, Timestamp, VolumeId};
+use budget::Budget;
+use cell::{Cell, Cells};
+use flush::Flusher;
+
+/// The volume that `init` promises.
+pub const DEFAULT_VOLUME: &str = "main";
+
+/// What all volumes of a store share.
+pub struct Shared {
+    store: Arc<Store>,
+    cells: Cells,
+    budget: Budget,
+    wake: Arc<flush::Wake>,
+    /// Read: an operation that changes something. Written: a barrier.
+    gate: RwLock<()>,
+}
+
+/// The volumes of an open store, with their background work. Dropping it stops the work; call
+/// [`Volumes::close`] first to make everything durable.
+pub struct Volumes {
+    shared: Arc<Shared>,
+    open: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    /// One snapshot or volume change at a time.
+    admin: Mutex<()>,
+    /// Dropped before the store: they end with it.
+    _flusher: Flusher,
+    care: Mutex<Option<Care>>,
+}
+
+/// One volume.
+pub struct Volume {
+    shared: Arc<Shared>,
+    vol: VolumeId,
+    name: String,
+    next_ino: AtomicU64,
+    /// One change of names at a time, so that a look-up made under it still holds when its record commits.
+    namespace: Mutex<()>,
+}
+
+/// A cell in use; given back when dropped.
+struct CellRef<'a> {
+    shared: &'a Shared,
+    vol: VolumeId,
+    cell: Option<Arc<Cell>>,
+}
+
+impl std::ops::Deref for CellRef<'_> {
+    type Target = Cell;
+    #[expect(clippy::expect_used, reason = "only `drop` takes the cell out")]
+    fn deref(&self) -> &Cell {
+        self.cell.as_ref().expect("a cell in use")
+    }
+}
+
+impl Drop for CellRef<'_> {
+    fn drop(&mut self) {
+        if let Some(cell) = self.cell.take() {
+            self.shared.cells.give_back(self.vol, cell);
+        }
+    }
+}
+
+impl Volumes {
+    /// Takes over an open store. Makes the volume `main` if the store has none and may be written.
+    ///
+    /// # Errors
+    /// From the store, or when the operating system gives no threads.
+    pub fn new(store: Arc<Store>) -> FsResult<Volumes> {
+        let budget = Budget::new(store.config().dirty_bytes_max);
+        let shared = Arc::new(Shared {
+            cells: Cells::new(),
+            budget,
+            wake: Arc::default(),
+            gate: RwLock::new(()),
+            store: store.clone(),
+        });
+        let writable = store.read_only().is_none();
+        let volumes = Volumes {
+            _flusher: Flusher::start(&shared)?,
+            care: Mutex::new(if writable { Some(Care::start(&store)?) } else { None }),
+            shared,
+            open: Mutex::new(HashMap::new()),
+            admin: Mutex::new(()),
+        };
+        if writable && store.index().state().volumes.is_empty() {
+            volumes.create(DEFAULT_VOLUME, (0, 0))?;
+        }
+        Ok(volumes)
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.store
+    }
+
+    /// The volume of that name.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn open(&self, name: &str) -> FsResult<Arc<Volume>> {
+        let state = self.shared.store.index().state();
+        let (vol, next_ino) =
+            state.volume_named(name).map(|(vol, v)| (vol, v.next_ino)).ok_or(FsError::NotFound)?;
+        drop(state);
+        let mut open = self.open.lock();
+        let volume = open.entry(vol).or_insert_with(|| {
+            Arc::new(Volume {
+                shared: self.shared.clone(),
+                vol,
+                name: name.to_owned(),
+                next_ino: AtomicU64::new(next_ino),
+                namespace: Mutex::new(()),
+            })
+        });
+        Ok(volume.clone())
+    }
+
+    /// Names of the volumes.
+    pub fn names(&self) -> Vec<String> {
+        let state = self.shared.store.index().state();
+        state.volumes.values().filter(|v| !v.deleted).map(|v| v.name.clone()).collect()
+    }
+
+    /// Makes a volume whose root belongs to `owner` (user, group).
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::Invalid`] for a bad name.
+    pub fn create(&self, name: &str, owner: (u32, u32)) -> FsResult<()> {
+        if crate::types::point::check_name(name).is_err() {
+            return Err(FsError::Invalid("not a volume name: 1-128 bytes, no /, not starting with @ or ."));
+        }
+        let _admin = self.admin.lock();
+        let store = &self.shared.store;
+        let (taken, count, number) = {
+            let state = store.index().state();
+            (state.volume_named(name).is_some(), state.volumes.len(), state.next_volume)
+        };
+        if taken {
+            return Err(FsError::Exists);
+        }
+        if count >= VOLUMES_MAX {
+            return Err(FsError::Invalid("the store has as many volumes as it may"));
+        }
+        let vol = VolumeId(number.max(1));
+        let now = store.clock().now();
+        let mut attrs = new_attrs(FileKind::Dir, 0o755, owner, now, store.term().0);
+        attrs.parent = Ino::ROOT;
+        let lsn = store.commit(
+            vec![
+                Edit::VolumeCreate { vol, name: name.to_owned() },
+                Edit::PutInode { vol, ino: Ino::ROOT, attrs },
+            ],
+            None,
+        )?;
+        store.sync(lsn)?;
+        Ok(())
+    }
+
+    /// Gives up a volume and its history; its space is freed in the background.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::Held`] when a snapshot of it is held.
+    pub fn delete(&self, name: &str) -> FsResult<()> {
+        let _admin = self.admin.lock();
+        let store = &self.shared.store;
+        let vol = {
+            let state = store.index().state();
+            let (vol, volume) = state.volume_named(name).ok_or(FsError::NotFound)?;
+            if let Some(held) = volume.snapshots.values().find(|s| s.spec.hold && !s.deleting) {
+                return Err(FsError::Held(format!(
+                    "snapshot {} of it is held; release it first",
+                    held.spec.name
+                )));
+            }
+            vol
+        };
+        let lsn = store.commit(vec![Edit::VolumeDelete { vol }], None)?;
+        store.sync(lsn)?;
+        self.open.lock().remove(&vol);
+        Ok(())
+    }
+
+    /// Commits everything written so far and makes it durable.
+    pub fn sync(&self) -> FsResult<Lsn> {
+        self.shared.flush_all()?;
+        Ok(self.shared.store.sync_all()?)
+    }
+
+    /// Runs `check` while nothing changes, everything written before being committed.
+    pub fn quiesced<T>(&self, check: impl FnOnce(&Store) -> T) -> FsResult<T> {
+        let care = self.care.lock().take();
+        drop(care);
+        let result = {
+            let _gate = self.shared.gate.write();
+            self.shared.flush_all()?;
+            check(&self.shared.store)
+        };
+        if self.shared.store.read_only().is_none() {
+            *self.care.lock() = Some(Care::start(&self.shared.store)?);
+        }
+        Ok(result)
+    }
+
+    /// Commits everything, makes it durable and writes the index: what a clean stop does.
+    pub fn close(&self) -> FsResult<()> {
+        drop(self.care.lock().take());
+        if self.shared.store.read_only().is_none() {
+            self.shared.flush_all()?;
+            self.shared.store.close()?;
+        }
+        Ok(())
+    }
+
+    /// Bytes written by programs and not yet committed.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.shared.budget.used()
+    }
+}
+
+impl Shared {
+    fn now(&self) -> Timestamp {
+        self.store.clock().now()
+    }
+}
+
+/// Attributes of a new inode.
+fn new_attrs(kind: FileKind, mode: u16, owner: (u32, u32), now: Timestamp, generation: u64) -> Attrs {
+    Attrs {
+        kind,
+        mode,
+        uid: owner.0,
+        gid: owner.1,
+        nlink: if kind == FileKind::Dir { 2 } else { 1 },
+        size: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        rdev: 0,
+        generation,
+        parent: Ino(0),
+        entries: 0,
+        xattrs: 0,
+        target: Vec::new(),
+    }
+}
+
+impl Volume {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its number.
+    pub fn id(&self) -> VolumeId {
+        self.vol
+    }
+
+    /// The store below.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.shared.store
+    }
+
+    fn view(&self, at: Option<Lsn>) -> View {
+        self.shared.store.view(self.vol, at)
+    }
+
+    /// The name hash that directory keys use.
+    fn name_hash(&self, name: &[u8]) -> [u8; 16] {
+        self.shared.store.sealer().name_hash(b"name", name)
+    }
+
+    /// An inode as the index has it.
+    fn inode(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Version<Inode>> {
+        self.view(at).inode(ino)?.ok_or(FsError::NotFound)
+    }
+
+    /// The cell of an inode that exists.
+    fn cell(&self, ino: Ino) -> FsResult<CellRef<'_>> {
+        let load = || self.inode(None, ino).map(|v| v.item.attrs);
+        let cell = self.shared.cells.get_or_load(self.vol, ino, load)?;
+        Ok(CellRef { shared: &self.shared, vol: self.vol, cell: Some(cell.ok_or(FsError::NotFound)?) })
+    }
+
+    /// The cell of an inode that is being changed just now, if it is.
+    fn cell_if_any(&self, ino: Ino) -> Option<CellRef<'_>> {
+        let cell = self.shared.cells.get(self.vol, ino)?;
+        Some(CellRef { shared: &self.shared, vol: self.vol, cell: Some(cell) })
+    }
+
+    fn enter(&self) -> RwLockReadGuard<'_, ()> {
+        self.shared.gate.read()
+    }
+
+    fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> FsResult<Lsn> {
+        Ok(self.shared.store.commit(edits, request)?)
+    }
+
+    fn new_ino(&self) -> FsResult<Ino> {
+        let ino = self.next_ino.fetch_add(1, Ordering::Relaxed);
+        if ino > INO_MAX {
+            return Err(FsError::Invalid("the volume has used all its inode numbers"));
+        }
+        Ok(Ino(ino))
+    }
+
+    /// Fails early where nothing may be written.
+    fn check_writable(&self) -> FsResult<()> {
+        match self.shared.store.read_only() {
+            Some(reason) => Err(crate::types::Error::ReadOnly(reason).into()),
+            None => Ok(()),
+        }
+    }
+}

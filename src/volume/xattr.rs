@@ -1,0 +1,124 @@
+//! Extended attributes.
+
+use super::{FsError, FsResult, Volume};
+use crate::store::model::{Edit, RequestId, Xattr};
+use crate::types::limits::{NAME_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
+use crate::types::{Ino, Lsn};
+
+/// Whether an attribute must exist already, or must not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Either.
+    Set,
+    /// It must not exist.
+    Create,
+    /// It must exist.
+    Replace,
+}
+
+impl Volume {
+    fn xattr_hash(&self, name: &[u8]) -> [u8; 16] {
+        self.shared.store.sealer().name_hash(b"xattr", name)
+    }
+
+    /// The value of an extended attribute.
+    ///
+    /// # Errors
+    /// [`FsError::NoAttribute`], [`FsError::NotFound`].
+    pub fn getxattr(&self, at: Option<Lsn>, ino: Ino, name: &[u8]) -> FsResult<Vec<u8>> {
+        if self.inode(at, ino)?.item.attrs.xattrs == 0 {
+            return Err(FsError::NoAttribute);
+        }
+        let found = self.view(at).xattr(ino, &self.xattr_hash(name))?;
+        found.map(|x| x.value).ok_or(FsError::NoAttribute)
+    }
+
+    /// The names of an inode's extended attributes, each ended by a zero byte.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`].
+    pub fn listxattr(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Vec<u8>> {
+        if self.inode(at, ino)?.item.attrs.xattrs == 0 {
+            return Ok(Vec::new());
+        }
+        let mut names: Vec<Vec<u8>> = self.view(at).xattrs(ino)?.into_iter().map(|x| x.name).collect();
+        names.sort_unstable();
+        Ok(names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect())
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`], [`FsError::NoAttribute`], [`FsError::AttributeTooLarge`].
+    pub fn setxattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        mode: XattrMode,
+        request: Option<RequestId>,
+    ) -> FsResult<()> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(FsError::AttributeTooLarge);
+        }
+        if value.len() > XATTR_VALUE_BYTES_MAX {
+            return Err(FsError::AttributeTooLarge);
+        }
+        let list = self.listxattr(None, ino)?;
+        if list.len() + name.len() + 1 > XATTR_LIST_BYTES_MAX {
+            return Err(FsError::AttributeTooLarge);
+        }
+        let xattr = Xattr { name: name.to_vec(), value: value.to_vec() };
+        self.change_xattr(ino, name, request, |exists| match (mode, exists) {
+            (XattrMode::Create, true) => Err(FsError::Exists),
+            (XattrMode::Replace, false) => Err(FsError::NoAttribute),
+            _ => Ok(Some(xattr)),
+        })
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// [`FsError::NoAttribute`].
+    pub fn removexattr(&self, ino: Ino, name: &[u8], request: Option<RequestId>) -> FsResult<()> {
+        self.change_xattr(
+            ino,
+            name,
+            request,
+            |exists| {
+                if exists { Ok(None) } else { Err(FsError::NoAttribute) }
+            },
+        )
+    }
+
+    fn change_xattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        request: Option<RequestId>,
+        decide: impl FnOnce(bool) -> FsResult<Option<Xattr>>,
+    ) -> FsResult<()> {
+        self.check_writable()?;
+        let (vol, hash) = (self.vol, self.xattr_hash(name));
+        let _gate = self.enter();
+        let cell = self.cell(ino)?;
+        let mut live = cell.state.write();
+        if live.gone {
+            return Err(FsError::NotFound);
+        }
+        let exists = live.attrs.xattrs > 0 && self.view(None).xattr(ino, &hash)?.is_some();
+        let new = decide(exists)?;
+        let count = live.attrs.xattrs;
+        let count = if new.is_some() { count + u32::from(!exists) } else { count.saturating_sub(1) };
+        let now = self.shared.now();
+        let mut attrs = live.recordable();
+        (attrs.xattrs, attrs.ctime) = (count, now);
+        let change = match new {
+            Some(xattr) => Edit::PutXattr { vol, ino, hash, xattr },
+            None => Edit::DelXattr { vol, ino, hash },
+        };
+        self.commit(vec![Edit::PutInode { vol, ino, attrs }, change], request)?;
+        (live.attrs.xattrs, live.attrs.ctime) = (count, now);
+        Ok(())
+    }
+}

@@ -1,0 +1,326 @@
+//! A store and its mounts, made through the command line and taken down again whatever happens.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use nix::mount::{MntFlags, umount2};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::Process;
+use super::{Run, args, run, setting, test_root, within};
+
+/// The program under test.
+pub const REWINDFS: &str = env!("CARGO_BIN_EXE_rewindfs");
+
+/// A store in a directory of its own, with its keys beside it.
+pub struct Store {
+    home: TempDir,
+    /// Servers and holders seen behind this store's mounts.
+    processes: Mutex<Vec<Process>>,
+}
+
+impl Store {
+    /// A new store as `init` makes it by default.
+    pub fn encrypted() -> Arc<Store> {
+        Store::init(&[])
+    }
+
+    /// A new store made with further arguments to `init`.
+    pub fn init(more: &[OsString]) -> Arc<Store> {
+        let store = Store::uninitialised();
+        store.ok(&[&args!["init", store.path()], more].concat());
+        store
+    }
+
+    /// The place for a store, with none made yet.
+    pub fn uninitialised() -> Arc<Store> {
+        let mut builder = tempfile::Builder::new();
+        let keep = std::env::var_os("REWINDFS_TEST_KEEP").is_some();
+        let home = builder.prefix("rewindfs-it-").disable_cleanup(keep).tempdir_in(test_root());
+        let home = home.expect("a directory for the test");
+        // Tests act as user nobody too.
+        fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("opening the directory");
+        fs::create_dir(home.path().join("keys")).expect("a key directory");
+        Arc::new(Store { home, processes: Mutex::default() })
+    }
+
+    /// The store directory.
+    pub fn path(&self) -> PathBuf {
+        self.home().join("store")
+    }
+
+    /// The test's own directory, around store, keys and mountpoints.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// A new empty directory in [`Store::home`], open to all.
+    pub fn directory(&self, name: &str) -> PathBuf {
+        let dir = self.home().join(name);
+        fs::create_dir(&dir).unwrap_or_else(|e| panic!("making {}: {e}", dir.display()));
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("opening a directory");
+        dir
+    }
+
+    /// The store's key file: the only one in the key directory.
+    pub fn key_file(&self) -> PathBuf {
+        let keys = fs::read_dir(self.home().join("keys")).expect("the key directory");
+        let mut keys: Vec<PathBuf> = keys.map(|e| e.expect("a key file").path()).collect();
+        assert_eq!(keys.len(), 1, "init leaves one key file: {keys:?}");
+        keys.remove(0)
+    }
+
+    /// The program with this store's environment.
+    pub fn command(&self, args: &[OsString]) -> Command {
+        let mut command = Command::new(REWINDFS);
+        command.args(args).current_dir(self.home());
+        command.env("REWINDFS_KEY_DIR", self.home().join("keys")).env_remove("REWINDFS_LOG");
+        command
+    }
+
+    /// Runs the program to its end.
+    pub fn cli(&self, args: &[OsString]) -> Run {
+        run(&mut self.command(args))
+    }
+
+    /// Runs the program, which must succeed; its standard output.
+    pub fn ok(&self, args: &[OsString]) -> String {
+        self.cli(args).expect_ok()
+    }
+
+    /// Runs the program, which must refuse with that exit code and one line; that line.
+    pub fn refused(&self, code: i32, args: &[OsString]) -> String {
+        self.cli(args).expect_refusal(code)
+    }
+
+    /// Runs a reporting command with `--json`: the objects it prints, one a line, or those of the list that
+    /// the one object it prints holds.
+    pub fn json(&self, args: &[OsString]) -> Vec<Value> {
+        let run = self.cli(&[args, &args!["--json"]].concat());
+        let line = run.line.clone();
+        let out = run.expect_ok();
+        let values = serde_json::Deserializer::from_str(&out).into_iter::<Value>();
+        let values: Vec<Value> =
+            values.map(|v| v.unwrap_or_else(|e| panic!("`{line}` printed {out:?}: {e}"))).collect();
+        match values.as_slice() {
+            [Value::Array(items)] => items.clone(),
+            [Value::Object(only)] if only.len() == 1 => match only.values().next() {
+                Some(Value::Array(items)) => items.clone(),
+                _ => values,
+            },
+            _ => values,
+        }
+    }
+
+    /// Mounts the main volume at `home/mnt`, in the background as by default.
+    pub fn mount(self: &Arc<Self>) -> Mount {
+        self.mount_with("mnt", &[])
+    }
+
+    /// Mounts at `home/NAME` with further arguments.
+    pub fn mount_with(self: &Arc<Self>, name: &str, more: &[OsString]) -> Mount {
+        self.try_mount(name, more).unwrap_or_else(|refusal| panic!("mounting was refused: {refusal:?}"))
+    }
+
+    /// As [`Store::mount_with`]; how the program ended if it refused.
+    pub fn try_mount(self: &Arc<Self>, name: &str, more: &[OsString]) -> Result<Mount, Run> {
+        require_fuse();
+        let dir = self.home().join(name);
+        if !dir.exists() {
+            self.directory(name);
+        }
+        let run = self.cli(&[&args!["mount", self.path(), dir], more].concat());
+        if run.code != 0 {
+            return Err(run);
+        }
+        assert!(is_mounted(&dir), "`rewindfs mount` returned before {} was mounted", dir.display());
+        let mut mount = Mount { store: Arc::clone(self), dir, more: more.to_vec(), watchdog: None };
+        self.remember(&mount.status());
+        mount.watchdog = Some(mount.watch());
+        Ok(mount)
+    }
+
+    fn processes(&self) -> MutexGuard<'_, Vec<Process>> {
+        self.processes.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn remember(&self, status: &Value) {
+        let pids = ["holder_pid", "server_pid"].iter().filter_map(|key| status.get(key)?.as_i64());
+        let found: Vec<Process> = pids.filter_map(|pid| Process::of(i32::try_from(pid).ok()?)).collect();
+        assert!(!found.is_empty(), "status must name a living server_pid: {status}");
+        let mut known = self.processes();
+        for process in found {
+            if !known.contains(&process) {
+                known.push(process);
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        let left = self.processes().clone();
+        let gone = within(Duration::from_secs(30), || left.iter().all(|p| !p.alive()));
+        left.iter().for_each(|p| p.kill());
+        if !gone && !std::thread::panicking() {
+            panic!("a server was still running 30 s after the last umount had returned: {left:?}");
+        }
+    }
+}
+
+/// A mounted volume; unmounted when dropped.
+pub struct Mount {
+    store: Arc<Store>,
+    dir: PathBuf,
+    more: Vec<OsString>,
+    /// Dropping it calls the watchdog off.
+    watchdog: Option<Sender<()>>,
+}
+
+impl Mount {
+    /// The mountpoint.
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// The `--json` status object.
+    pub fn status(&self) -> Value {
+        let mut objects = self.store.json(&args!["status", self.dir]);
+        assert_eq!(objects.len(), 1, "status --json prints one object: {objects:?}");
+        objects.remove(0)
+    }
+
+    /// A number of the status.
+    pub fn status_number(&self, pointer: &str) -> u64 {
+        let status = self.status();
+        let number = status.pointer(pointer).and_then(Value::as_u64);
+        number.unwrap_or_else(|| panic!("status lacks the number {pointer}: {status}"))
+    }
+
+    /// Unmounts with `rewindfs umount`, which must succeed.
+    pub fn umount(self) -> Arc<Store> {
+        self.store.ok(&args!["umount", self.dir]);
+        assert!(!is_mounted(&self.dir), "`rewindfs umount` returned before {} was gone", self.dir.display());
+        Arc::clone(&self.store)
+    }
+
+    /// Unmounts and mounts again at the same place.
+    pub fn remount(self) -> Mount {
+        let (name, more) = (self.name(), self.more.clone());
+        self.umount().mount_with(&name, &more)
+    }
+
+    /// Kills server and holder with SIGKILL, as a power cut would from the store's view, and clears the
+    /// mountpoint.
+    pub fn crash(self) -> Arc<Store> {
+        let status = self.status();
+        // The holder first: it would start another server.
+        for key in ["holder_pid", "server_pid"] {
+            let pid = status.get(key).and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+            if let Some(process) = pid.and_then(Process::of) {
+                process.kill();
+                assert!(within(Duration::from_secs(30), || !process.alive()), "{key} survived SIGKILL");
+            }
+        }
+        detach(&self.dir);
+        Arc::clone(&self.store)
+    }
+
+    /// Takes a snapshot.
+    pub fn snapshot(&self, name: &str) {
+        let printed = self.store.ok(&args!["snapshot", "create", self.dir, name]);
+        assert_eq!(printed.trim_end(), name, "snapshot create prints the name");
+    }
+
+    /// The root of a snapshot.
+    pub fn at(&self, point: &str) -> PathBuf {
+        self.dir.join(".snapshots").join(point)
+    }
+
+    /// What `snapshot list --json` tells, by name.
+    pub fn snapshots(&self) -> Vec<(String, Value)> {
+        let named = |item: Value| {
+            let name = item.get("name").and_then(Value::as_str).map(str::to_owned);
+            (name.unwrap_or_else(|| panic!("a snapshot without name: {item}")), item)
+        };
+        self.store.json(&args!["snapshot", "list", self.dir]).into_iter().map(named).collect()
+    }
+
+    /// The names that `snapshot list` knows.
+    pub fn snapshot_names(&self) -> BTreeSet<String> {
+        self.snapshots().into_iter().map(|(name, _)| name).collect()
+    }
+
+    fn name(&self) -> String {
+        self.dir.file_name().map(|n| n.to_string_lossy().into_owned()).expect("mountpoints have names")
+    }
+
+    /// Tears the mount down when it is too old, so that calls that hang in it return and the test fails.
+    fn watch(&self) -> Sender<()> {
+        let limit = Duration::from_secs(setting("REWINDFS_TEST_WATCHDOG_SECS", 1200));
+        let (dir, processes) = (self.dir.clone(), self.store.processes().clone());
+        let (off, alarm) = mpsc::channel();
+        std::thread::spawn(move || {
+            if alarm.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{} is still mounted after {limit:?}; tearing it down", dir.display());
+                processes.iter().for_each(|p| p.kill());
+                detach(&dir);
+            }
+        });
+        off
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if !is_mounted(&self.dir) {
+            return;
+        }
+        // No deadline of `run` is short enough for a test that already failed.
+        let mut command = self.store.command(&args!["umount", self.dir]);
+        let child = command.stdout(std::process::Stdio::null()).spawn();
+        let limit = Duration::from_secs(60);
+        let left = child.map(|mut child| {
+            if !within(limit, || !matches!(child.try_wait(), Ok(None))) {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        });
+        if left.is_err() || is_mounted(&self.dir) {
+            eprintln!("{} did not unmount in {limit:?}; detaching it", self.dir.display());
+            self.store.processes().iter().for_each(|p| p.kill());
+            detach(&self.dir);
+            assert!(std::thread::panicking(), "`rewindfs umount {}` did not work", self.dir.display());
+        }
+    }
+}
+
+/// Whether a filesystem is mounted at exactly that path.
+pub fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("/proc must be mounted");
+    table.lines().any(|line| line.split(' ').nth(4).is_some_and(|at| Path::new(at) == dir))
+}
+
+fn detach(dir: &Path) {
+    let _ = umount2(dir, MntFlags::MNT_FORCE);
+    while is_mounted(dir) && umount2(dir, MntFlags::MNT_DETACH).is_ok() {}
+}
+
+/// Fails the test, with what to do, where it cannot run.
+fn require_fuse() {
+    assert!(nix::unistd::geteuid().is_root(), "these tests mount filesystems: run them as root");
+    assert!(Path::new("/dev/fuse").exists(), "these tests need /dev/fuse: load the kernel module fuse");
+}

@@ -1,0 +1,22 @@
+//! Black-box tests of rewindfs: they start the binary as a user would and judge it by `CLI.md`, POSIX and
+//! what ext4 does. Nothing here uses the library. All modules are one test binary, so that RocksDB is linked
+//! once.
+//!
+//! They need root and `/dev/fuse`, and fail with a sentence where these are missing. Variables:
+//!
+//! | variable | meaning | default |
+//! |---|---|---|
+//! | `REWINDFS_TEST_DIR` | where stores, mounts and plain twins are made; on ext4 | the temp dir |
+//! | `REWINDFS_TEST_KEEP` | if set, a test's directory is left behind for a look | |
+//! | `REWINDFS_TEST_SEED` | seed of every random choice | the clock; printed |
+//! | `REWINDFS_TEST_OPS` | operations of a differential run | 5000 |
+//! | `REWINDFS_TEST_DEADLINE_SECS` | longest run of one command | 300 |
+//! | `REWINDFS_TEST_WATCHDOG_SECS` | age at which a mount is torn down, so that a hung test fails | 1200 |
+
+mod differential;
+mod harness;
+mod layers;
+mod posix;
+mod snapshots;
+mod store;
+mod workloads;

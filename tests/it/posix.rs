@@ -1,0 +1,10 @@
+//! What POSIX and ext4 promise to programs: everything is done to a mount and to a plain ext4 directory, and
+//! both must answer alike.
+
+mod files;
+mod links;
+mod metadata;
+mod names;
+mod rights;
+mod sharing;
+mod sparse;

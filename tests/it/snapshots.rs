@@ -1,0 +1,9 @@
+//! Snapshots, moments of the past, volumes: what they hold, how they are named, who may touch them.
+
+mod contents;
+mod names;
+mod points;
+mod restore;
+mod tree;
+mod under_load;
+mod volumes;
