@@ -10,25 +10,37 @@ use crate::daemon::protocol::{Progress, one_line};
 
 /// Seconds between plain lines.
 const PLAIN_PERIOD: Duration = Duration::from_secs(5);
+/// What is done sooner needs no line.
+const PLAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Shows progress on standard error until it is dropped.
 pub(super) struct Display {
     bar: Option<ProgressBar>,
     terminal: bool,
     what: String,
+    started: Instant,
     said: Option<Instant>,
 }
 
 impl Display {
     /// Shows nothing until the first news.
     pub(super) fn new() -> Display {
-        Display { bar: None, terminal: io::stderr().is_terminal(), what: String::new(), said: None }
+        Display {
+            bar: None,
+            terminal: io::stderr().is_terminal(),
+            what: String::new(),
+            started: Instant::now(),
+            said: None,
+        }
     }
 
     /// Shows the news.
     pub(super) fn show(&mut self, news: &Progress) {
         if self.terminal && news.total > 0 {
             self.draw(news);
+            return;
+        }
+        if self.started.elapsed() < PLAIN_PATIENCE {
             return;
         }
         // A new activity is worth a line at once.

@@ -26,6 +26,8 @@ pub trait Mounts: Send + Sync {
     fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError>;
     /// What is mounted where.
     fn list(&self) -> Vec<MountEntry>;
+    /// Whether the mount there allows no writes.
+    fn is_read_only(&self, mountpoint: &Path) -> bool;
     /// Begins to end the server.
     fn stop(&self);
 }
@@ -193,8 +195,11 @@ impl Handler {
                 other => other.clone(),
             };
             let volume = self.volume(caller, &of, READ)?;
-            let server = self.mounts.is_some();
-            reports.push(status::report(&volume, self.mounted_at(&name), server)?);
+            let mountpoint = self.mounted_at(&name);
+            let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some())?;
+            report.read_only |=
+                self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
+            reports.push(report);
         }
         Ok(Response::Status(reports))
     }

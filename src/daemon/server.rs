@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuser::{MountOption, SessionACL};
+use fuser::SessionACL;
+use nix::mount::MsFlags;
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::Mutex;
 
@@ -18,7 +19,7 @@ use super::protocol::{ControlError, MountRequest, Progress};
 use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
 use super::spawn::{Ready, ServeOptions};
-use crate::mount::{Mounted, Settings, nodeid::Node, unmount};
+use crate::mount::{KernelOptions, Mounted, Settings, nodeid::Node, unmount};
 use crate::store::{OpenOptions, Store};
 use crate::volume::Volumes;
 
@@ -26,6 +27,11 @@ use crate::volume::Volumes;
 const GRACE: Duration = Duration::from_secs(10);
 /// How long a mount that was detached may still be in use before the server ends without waiting for it.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an unmount waits for a mount that is in use.
+const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two tries.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 enum Event {
     /// The kernel has let go of a mount.
@@ -40,7 +46,8 @@ struct Server {
     owner: u32,
     socket: PathBuf,
     events: Sender<Event>,
-    mounts: Mutex<HashMap<PathBuf, Mounted>>,
+    /// Each with whether it is read-only.
+    mounts: Mutex<HashMap<PathBuf, (Mounted, bool)>>,
     registration: Mutex<Option<Registration>>,
 }
 
@@ -58,7 +65,7 @@ impl Server {
             ino: 0,
         };
         Settings {
-            options: kernel_options(options, store.path()),
+            kernel: kernel_options(options, store.path()),
             acl: match (options.allow_other, options.allow_root) {
                 (true, _) => SessionACL::All,
                 (_, true) => SessionACL::RootAndOwner,
@@ -94,33 +101,25 @@ impl Server {
 }
 
 /// What the kernel is told.
-fn kernel_options(options: &MountOptions, store: &Path) -> Vec<MountOption> {
-    let pick = |on: bool, yes: MountOption, no: MountOption| if on { yes } else { no };
-    let fsname = options.fsname.clone().unwrap_or_else(|| store.display().to_string());
-    let mut out = vec![
-        MountOption::FSName(fsname),
-        pick(options.dev, MountOption::Dev, MountOption::NoDev),
-        pick(options.suid, MountOption::Suid, MountOption::NoSuid),
-        pick(options.exec, MountOption::Exec, MountOption::NoExec),
-        pick(options.ro, MountOption::RO, MountOption::RW),
+fn kernel_options(options: &MountOptions, store: &Path) -> KernelOptions {
+    let flags = [
+        (options.ro, MsFlags::MS_RDONLY),
+        (!options.dev, MsFlags::MS_NODEV),
+        (!options.suid, MsFlags::MS_NOSUID),
+        (!options.exec, MsFlags::MS_NOEXEC),
+        (options.atime == Atime::Noatime, MsFlags::MS_NOATIME),
+        (options.atime == Atime::Strictatime, MsFlags::MS_STRICTATIME),
+        (options.nodiratime, MsFlags::MS_NODIRATIME),
+        (options.sync, MsFlags::MS_SYNCHRONOUS),
+        (options.dirsync, MsFlags::MS_DIRSYNC),
     ];
-    let subtype = options.subtype.clone().unwrap_or_else(|| "rewindfs".to_owned());
-    if !subtype.is_empty() {
-        out.push(MountOption::Subtype(subtype));
+    KernelOptions {
+        fsname: options.fsname.clone().unwrap_or_else(|| store.display().to_string()),
+        subtype: options.subtype.clone().unwrap_or_else(|| "rewindfs".to_owned()),
+        allow_other: options.allow_other || options.allow_root,
+        default_permissions: options.default_permissions,
+        flags: flags.iter().filter(|(on, _)| *on).map(|(_, flag)| *flag).collect(),
     }
-    if options.default_permissions {
-        out.push(MountOption::DefaultPermissions);
-    }
-    if options.atime == Atime::Noatime {
-        out.push(MountOption::NoAtime);
-    }
-    if options.sync {
-        out.push(MountOption::Sync);
-    }
-    if options.dirsync {
-        out.push(MountOption::DirSync);
-    }
-    out
 }
 
 impl Mounts for Server {
@@ -130,7 +129,7 @@ impl Mounts for Server {
             .volumes
             .open(&request.volume)
             .map_err(|e| control_error(&format!("volume {}", request.volume), e))?;
-        if let Some(at) = mounts.values().find(|m| m.volume().id() == volume.id()) {
+        if let Some(at) = mounts.values().map(|(m, _)| m).find(|m| m.volume().id() == volume.id()) {
             let at = at.mountpoint().display();
             return Err(ControlError::in_use(format!("volume {} is mounted at {at}", request.volume)));
         }
@@ -146,7 +145,7 @@ impl Mounts for Server {
             },
         )
         .map_err(|e| ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display())))?;
-        mounts.insert(request.mountpoint.clone(), mounted);
+        mounts.insert(request.mountpoint.clone(), (mounted, request.options.ro));
         drop(mounts);
         self.publish();
         Ok(())
@@ -160,7 +159,7 @@ impl Mounts for Server {
             )));
         }
         self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
-        unmount(mountpoint, false).map_err(|e| match e.raw_os_error() {
+        unmount_patiently(mountpoint).map_err(|e| match e.raw_os_error() {
             Some(libc::EBUSY) => ControlError::in_use(format!(
                 "{} is in use: files are open in it, or somebody's working directory is there",
                 mountpoint.display()
@@ -168,7 +167,7 @@ impl Mounts for Server {
             _ => ControlError::failed(format!("unmounting {}: {e}", mountpoint.display())),
         })?;
         let removed = self.mounts.lock().remove(mountpoint);
-        if let Some(mounted) = removed
+        if let Some((mounted, _)) = removed
             && let Err(e) = mounted.join()
         {
             tracing::warn!(error = %e, "a mount ended with an error");
@@ -183,14 +182,31 @@ impl Mounts for Server {
         let mounts = self.mounts.lock();
         let mut list: Vec<MountEntry> = mounts
             .iter()
-            .map(|(at, m)| MountEntry { volume: m.volume().name().to_owned(), mountpoint: at.clone() })
+            .map(|(at, (m, _))| MountEntry { volume: m.volume().name().to_owned(), mountpoint: at.clone() })
             .collect();
         list.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         list
     }
 
+    fn is_read_only(&self, mountpoint: &Path) -> bool {
+        self.mounts.lock().get(mountpoint).is_some_and(|(_, read_only)| *read_only)
+    }
+
     fn stop(&self) {
         let _ = self.events.send(Event::Stop);
+    }
+}
+
+/// Unmounts, giving short uses (a program that is just ending) a moment to pass.
+fn unmount_patiently(mountpoint: &Path) -> std::io::Result<()> {
+    let deadline = Instant::now() + BUSY_PATIENCE;
+    loop {
+        match unmount(mountpoint, false) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            result => return result,
+        }
     }
 }
 
@@ -271,7 +287,7 @@ fn serve(server: &Server, happened: &Receiver<Event>) {
             Event::Stop => return,
             Event::Ended(mountpoint) => {
                 let removed = server.mounts.lock().remove(&mountpoint);
-                if let Some(mounted) = removed {
+                if let Some((mounted, _)) = removed {
                     tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
                     if let Err(e) = mounted.join() {
                         tracing::warn!(error = %e, "a mount ended with an error");
@@ -299,7 +315,7 @@ fn detach_all(server: &Server, happened: &Receiver<Event>) {
         match happened.recv_deadline(deadline) {
             Ok(Event::Ended(mountpoint)) => {
                 let removed = server.mounts.lock().remove(&mountpoint);
-                drop(removed.map(Mounted::join));
+                drop(removed.map(|(mounted, _)| mounted.join()));
             }
             Ok(Event::Stop) => {}
             Err(_) => {

@@ -20,7 +20,7 @@ use super::convert::{file_attr, file_type, from_request, kind_of_mode, time_or_n
 use super::errno::errno;
 use super::nodeid::Node;
 use super::orphans::Orphans;
-use super::session::Settings;
+use super::settings::Settings;
 use super::snapdir;
 use super::views::Views;
 use crate::store::chunks::pool::Pool;
@@ -33,9 +33,7 @@ use crate::volume::{
 
 /// All change passes through us, so the kernel may keep what it knows.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
-/// Names of snapshots come and go by the command line as well.
-const BRIEF: Duration = Duration::from_secs(1);
-/// Never kept.
+/// Names of snapshots come and go by the command line as well, and a deleted one must be gone at once.
 const NEVER: Duration = Duration::ZERO;
 /// Largest request.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -122,10 +120,10 @@ impl Inner {
         match Node::from_id(parent.0) {
             Node::Snapshots(dir) => {
                 let (node, attr) = snapdir::lookup(&self.volume, &self.views, dir, name.as_bytes())?;
-                Ok((node, attr, BRIEF))
+                Ok((node, attr, NEVER))
             }
             Node::Live(dir) if self.is_snapdir(name) => {
-                Ok((Node::Snapshots(dir), snapdir::attr(&self.volume, dir)?, BRIEF))
+                Ok((Node::Snapshots(dir), snapdir::attr(&self.volume, dir)?, NEVER))
             }
             parent_node => {
                 let attr = self.read(parent, |at, dir| self.volume.lookup(at, dir, name.as_bytes()))?;
@@ -171,7 +169,7 @@ fn answer_entry(reply: ReplyEntry, result: FsResult<(Node, Attr, Duration)>) {
 fn answer_attr(reply: ReplyAttr, result: FsResult<(Node, Attr)>) {
     match result {
         Ok((node, attr)) => {
-            let keep = if matches!(node, Node::Snapshots(_)) { BRIEF } else { FOREVER };
+            let keep = if matches!(node, Node::Snapshots(_)) { NEVER } else { FOREVER };
             let mut file = file_attr(node, &attr);
             file.ino = INodeNo(node.st_ino());
             reply.attr(&keep, &file);
@@ -196,9 +194,15 @@ fn answer_xattr(reply: ReplyXattr, size: u32, result: FsResult<Vec<u8>>) {
     }
 }
 
-/// POSIX ACLs need more than storing; until they are kept in full they are refused.
+/// The namespaces that are kept. POSIX ACLs (`system.`) need more than storing; until they are kept in full
+/// they are refused.
 fn check_xattr_name(name: &OsStr) -> FsResult<()> {
-    if name.as_bytes().starts_with(b"system.") { Err(FsError::NotSupported) } else { Ok(()) }
+    let kept = [b"user.".as_slice(), b"trusted.", b"security."];
+    if kept.iter().any(|space| name.as_bytes().starts_with(space)) {
+        Ok(())
+    } else {
+        Err(FsError::NotSupported)
+    }
 }
 
 impl Filesystem for Adapter {
@@ -300,7 +304,7 @@ impl Filesystem for Adapter {
             let (inner, name) = (self.inner.clone(), name.to_owned());
             self.waiters.run(move || {
                 let made = snapdir::create(&inner.volumes, &inner.volume, &inner.views, dir, name.as_bytes());
-                answer_entry(reply, made.map(|(node, attr)| (node, attr, BRIEF)));
+                answer_entry(reply, made.map(|(node, attr)| (node, attr, NEVER)));
             });
             return;
         }
@@ -734,7 +738,7 @@ impl Inner {
                 kind: FileKind::Dir,
                 name: self.settings.snapdir_name.clone().into_bytes(),
                 cookie: SNAPDIR_COOKIE,
-                keep: BRIEF,
+                keep: NEVER,
             });
         }
         Ok(())
@@ -758,7 +762,7 @@ impl Inner {
                 debug_assert!(entry.at.0 == entry.cookie);
                 let node = Node::Past { view: entry.view, ino: dir };
                 let name = entry.name.into_bytes();
-                if !add(Listed { node, kind: FileKind::Dir, name, cookie: entry.cookie + 2, keep: BRIEF }) {
+                if !add(Listed { node, kind: FileKind::Dir, name, cookie: entry.cookie + 2, keep: NEVER }) {
                     return Ok(());
                 }
             }

@@ -4,10 +4,14 @@
 mod convert;
 mod errno;
 mod fs;
+mod kernel;
 pub mod nodeid;
 mod orphans;
 mod session;
+mod settings;
 mod snapdir;
 mod views;
 
-pub use session::{Mounted, Settings, unmount};
+pub use kernel::{KernelOptions, unmount};
+pub use session::Mounted;
+pub use settings::{Attribute, Settings};

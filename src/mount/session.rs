@@ -5,42 +5,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use fuser::{Config, MountOption, Session, SessionACL};
-use nix::mount::{MntFlags, umount2};
+use fuser::{Config, Session};
 
 use super::fs::{Adapter, Inner};
-use super::nodeid::Node;
+use super::kernel::unmount;
 use super::orphans::Orphans;
+use super::settings::Settings;
 use super::views::Views;
 use crate::volume::{Volume, Volumes};
-
-/// Answers extended attributes that exist on every node and are in no volume.
-pub type Attribute = Arc<dyn Fn(&[u8], Node) -> Option<Vec<u8>> + Send + Sync>;
-
-/// How a volume is mounted.
-#[derive(Clone)]
-pub struct Settings {
-    /// Options of mount(2) and FUSE.
-    pub options: Vec<MountOption>,
-    /// Whose requests are answered.
-    pub acl: SessionACL,
-    /// Threads that read requests.
-    pub threads: usize,
-    /// Whether the snapshot directory shows in the root's listing.
-    pub snapdir_visible: bool,
-    /// The snapshot directory's name.
-    pub snapdir_name: String,
-    /// The store's owner, who may delete snapshots.
-    pub owner_uid: u32,
-    /// Bytes that the kernel reads ahead.
-    pub readahead_bytes: u64,
-    /// Attributes that every node has.
-    pub attribute: Attribute,
-}
 
 /// A mounted volume.
 pub struct Mounted {
@@ -74,12 +49,10 @@ impl Mounted {
         getrandom::fill(&mut connection).map_err(io::Error::other)?;
         let orphans = Arc::new(Orphans::default());
         let mut config = Config::default();
-        config.mount_options.clone_from(&settings.options);
-        config.acl = settings.acl;
         config.n_threads = Some(settings.threads);
         // Clones of the device lose the requests read through them when they close, and are no faster.
         config.clone_fd = false;
-        let readahead = settings.readahead_bytes;
+        let (readahead, kernel, acl) = (settings.readahead_bytes, settings.kernel.clone(), settings.acl);
         let inner = Inner {
             below: File::open(volume.store().path())?,
             views: Views::new(volume.clone()),
@@ -89,14 +62,26 @@ impl Mounted {
             volume: volume.clone(),
             settings,
         };
-        let session = Session::new(Adapter::new(Arc::new(inner))?, mountpoint, &config)?;
-        let device = File::from(session.as_fd().try_clone_to_owned()?);
-        let reaper = orphans.start(volume.clone(), device)?;
-        let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
-            let result = session.run();
-            ended();
-            result
-        })?;
+        let adapter = Adapter::new(Arc::new(inner))?;
+        let connection = kernel.mount(mountpoint)?;
+        let started = Session::from_fd(adapter, connection, acl, config).and_then(|session| {
+            let device = File::from(session.as_fd().try_clone_to_owned()?);
+            let reaper = orphans.start(volume.clone(), device)?;
+            let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
+                let result = session.run();
+                ended();
+                result
+            })?;
+            Ok((session, reaper))
+        });
+        let (session, reaper) = match started {
+            Ok(started) => started,
+            Err(e) => {
+                orphans.stop();
+                let _ = unmount(mountpoint, true);
+                return Err(e);
+            }
+        };
         set_readahead(mountpoint, readahead);
         Ok(Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper })
     }
@@ -120,34 +105,6 @@ impl Mounted {
         self.orphans.stop();
         let _ = self.reaper.join();
         result
-    }
-}
-
-/// Unmounts; with `lazily` also while files are open (they stay usable until they are closed).
-///
-/// # Errors
-/// `EBUSY` while files are open.
-pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
-    let flags = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
-    match umount2(mountpoint, flags) {
-        Err(nix::errno::Errno::EPERM) => fusermount(mountpoint, lazily),
-        result => Ok(result?),
-    }
-}
-
-/// An unprivileged server unmounts through the helper that mounted.
-fn fusermount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
-    let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
-    let output = command.stdin(Stdio::null()).output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let text = String::from_utf8_lossy(&output.stderr);
-    if text.contains("busy") {
-        Err(io::Error::from_raw_os_error(libc::EBUSY))
-    } else {
-        Err(io::Error::other(text.trim().to_owned()))
     }
 }
 

@@ -10,7 +10,6 @@ use parking_lot::{Condvar, Mutex};
 
 use super::Store;
 use super::model::Edit;
-use super::open::checkpoints;
 use crate::types::error::IoContext;
 use crate::types::{Lsn, Result, Timestamp, VolumeId};
 
@@ -179,7 +178,7 @@ impl Store {
             std::fs::rename(&making, &path).at("renaming", &path)?;
             self.disk.sync_dir(&self.layout.checkpoints).at("syncing", &self.layout.checkpoints)?;
         }
-        let kept = checkpoints(&self.layout);
+        let kept = self.layout.checkpoints_made();
         for (_, old) in kept.iter().skip(CHECKPOINTS_KEPT) {
             remove_tree(old)?;
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::types::disk::{read_file, replace_file};
 use crate::types::ids::unhex;
 use crate::types::limits::FORMAT_VERSION;
-use crate::types::{Disk, Error, NodeUuid, OsDisk, Result, StoreUuid};
+use crate::types::{Disk, Error, Lsn, NodeUuid, OsDisk, Result, StoreUuid};
 
 const SMALL_FILE_BYTES_MAX: usize = 4096;
 const MAGIC: &str = "rewindfs-store";
@@ -51,6 +51,20 @@ impl Layout {
             checkpoints: at("checkpoints"),
             root: root.to_owned(),
         }
+    }
+
+    /// The checkpoints that were made, newest first, each with the LSN that it reaches at least.
+    pub(super) fn checkpoints_made(&self) -> Vec<(Lsn, PathBuf)> {
+        let Ok(dir) = std::fs::read_dir(&self.checkpoints) else { return Vec::new() };
+        let mut found: Vec<(Lsn, PathBuf)> = dir
+            .filter_map(|entry| {
+                let path = entry.ok()?.path();
+                let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
+                Some((Lsn(lsn), path))
+            })
+            .collect();
+        found.sort_by(|a, b| b.0.cmp(&a.0));
+        found
     }
 
     /// Writes the identity.

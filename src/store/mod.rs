@@ -286,6 +286,9 @@ impl Store {
         }
         let start = Instant::now();
         self.sync_all()?;
+        // A record that says what was durable before it: without one, rot in the last records would look
+        // like a tail that a power cut tore.
+        self.commit(vec![Edit::Term], None)?;
         self.flush_index()?;
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "store closed");
         Ok(())

@@ -22,7 +22,6 @@ use super::layout::{Layout, identify, node_of};
 use super::model::{Edit, Record};
 use super::{Committed, Problems, Store, record_aad};
 use crate::types::error::IoContext;
-use crate::types::ids::unhex;
 use crate::types::{Clock, Disk, Error, Lsn, OsDisk, Result, StoreUuid, SystemClock, Term};
 
 /// Told how far a long opening is: what is done, and hundredths.
@@ -103,20 +102,6 @@ fn unlock(
     };
     let secrets = keyring.unlock(&layout.root, key.as_ref())?;
     Ok((Sealer::new(&secrets), keyring.recovery_exported()))
-}
-
-/// The checkpoints, newest first.
-pub(super) fn checkpoints(layout: &Layout) -> Vec<(Lsn, PathBuf)> {
-    let Ok(dir) = std::fs::read_dir(&layout.checkpoints) else { return Vec::new() };
-    let mut found: Vec<(Lsn, PathBuf)> = dir
-        .filter_map(|entry| {
-            let path = entry.ok()?.path();
-            let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
-            Some((Lsn(lsn), path))
-        })
-        .collect();
-    found.sort_by(|a, b| b.0.cmp(&a.0));
-    found
 }
 
 impl Store {
@@ -245,7 +230,7 @@ impl Opener<'_> {
             tracing::warn!(%why, "rebuilding the index");
             progress("rebuilding the index", 0);
         }
-        for (lsn, checkpoint) in checkpoints(self.layout) {
+        for (lsn, checkpoint) in self.layout.checkpoints_made() {
             match self.restore(&checkpoint).and_then(|index| {
                 self.fits(&journal, &index, damaged.is_some())?;
                 Ok(index)

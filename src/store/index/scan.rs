@@ -116,17 +116,17 @@ impl Index {
         Ok(found)
     }
 
-    /// Bytes of file data that only the snapshot at `at` keeps, before deduplication and compression.
+    /// Bytes of file data that only the snapshot at `at` keeps, the continuous window aside, before
+    /// deduplication and compression.
     pub fn bytes_only(&self, vol: VolumeId, at: Lsn) -> Result<u64> {
-        let (previous, next, floor) = {
+        let (previous, next) = {
             let state = self.state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(0) };
             let previous = volume.snapshots.range(..at).next_back().map_or(Lsn::ZERO, |(p, _)| *p);
             let next = volume.snapshots.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
-            (previous, next, volume.floor)
+            (previous, next)
         };
-        let ends = (at, next.min(floor.max(at)));
-        Ok(self.ended_between(vol, (previous, at), ends, usize::MAX)?.iter().map(|(.., b)| b).sum())
+        Ok(self.ended_between(vol, (previous, at), (at, next), usize::MAX)?.iter().map(|(.., b)| b).sum())
     }
 
     /// Whether a `Forget` record would find work.

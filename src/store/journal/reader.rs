@@ -81,7 +81,7 @@ impl Cursor {
 
     /// Whether there is nothing but zeros from here to the limit.
     pub fn only_zeros(&self) -> Result<bool> {
-        super::recovery::all_zero(&*self.file, &self.path, self.at, self.limit)
+        all_zero(&*self.file, &self.path, self.at, self.limit)
     }
 
     /// Searches from here for the next intact frame of this segment, whatever its LSN, and moves behind it.
@@ -135,6 +135,24 @@ impl Cursor {
         }
         Ok(self.window.get(skip..skip.saturating_add(n)).unwrap_or_default())
     }
+}
+
+/// Bytes copied or compared at once.
+pub(super) const STEP_BYTES: usize = 1 << 20;
+
+/// Whether `from..bytes` holds nothing but zeros.
+pub fn all_zero(file: &dyn DiskFile, path: &Path, mut from: u64, bytes: u64) -> Result<bool> {
+    let mut window = Vec::new();
+    while from < bytes {
+        window.resize(usize::try_from(bytes - from).unwrap_or(usize::MAX).min(STEP_BYTES), 0);
+        let got = read_upto(file, &mut window, from).at("reading", path)?;
+        window.truncate(got);
+        if got == 0 || window.iter().any(|&b| b != 0) {
+            return Ok(got == 0);
+        }
+        from += got as u64;
+    }
+    Ok(true)
 }
 
 /// Fills `buf` from `offset` as far as the file goes.

@@ -36,7 +36,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::frame::{Chain, FRAME_HEADER_BYTES, FrameFault};
-use super::reader::{Cursor, Step, read_upto};
+use super::reader::{Cursor, STEP_BYTES, Step, all_zero, read_upto};
 use super::segment::{self, HeaderFault, Prepared, SEGMENT_HEADER_BYTES, Segment, SegmentHeader};
 use super::{Damage, JournalOptions, Outcome, TornTail, UnorderedTail};
 use crate::types::error::IoContext;
@@ -44,8 +44,6 @@ use crate::types::{Disk, DiskFile, Error, Lsn, Result, StoreUuid, limits};
 
 /// Left in the directory when a sync failed; see row 15.
 const POISON_MARK: &str = "sync-failed";
-/// Bytes copied or compared at once.
-const STEP_BYTES: usize = 1 << 20;
 
 /// What was found.
 pub struct Found {
@@ -308,21 +306,6 @@ impl Later {
         }
         Ok(later)
     }
-}
-
-/// Whether `from..bytes` holds nothing but zeros.
-pub fn all_zero(file: &dyn DiskFile, path: &Path, mut from: u64, bytes: u64) -> Result<bool> {
-    let mut window = Vec::new();
-    while from < bytes {
-        window.resize(usize::try_from(bytes - from).unwrap_or(usize::MAX).min(STEP_BYTES), 0);
-        let got = read_upto(file, &mut window, from).at("reading", path)?;
-        window.truncate(got);
-        if got == 0 || window.iter().any(|&b| b != 0) {
-            return Ok(got == 0);
-        }
-        from += got as u64;
-    }
-    Ok(true)
 }
 
 /// Does what the table says, for every row that is not damage, and returns the file of the last segment,

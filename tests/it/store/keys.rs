@@ -78,8 +78,9 @@ fn an_exported_recovery_key_opens_the_store_when_the_key_file_is_lost() {
     let file = store.home().join("recovery");
     store.ok(&args!["key", "export", store.path(), file]);
     assert_eq!(file.metadata().expect("stat").permissions().mode() & 0o777, 0o600);
+    let own = fs::read(&path).expect("the key file");
     for recovery in [printed.into_bytes(), fs::read(file).expect("the exported file")] {
-        assert_ne!(recovery, fs::read(&path).unwrap_or_default(), "a key of its own");
+        assert_ne!(recovery, own, "a key of its own");
         fs::remove_file(&path).expect("losing the key");
         install(&recovery, &path);
         opens_with_the_same_tree(&store, &tree);

@@ -1,0 +1,32 @@
+//! What a mount is told when it starts.
+
+use std::sync::Arc;
+
+use fuser::SessionACL;
+
+use super::kernel::KernelOptions;
+use super::nodeid::Node;
+
+/// Answers extended attributes that exist on every node and are in no volume.
+pub type Attribute = Arc<dyn Fn(&[u8], Node) -> Option<Vec<u8>> + Send + Sync>;
+
+/// How a volume is mounted.
+#[derive(Clone)]
+pub struct Settings {
+    /// What the kernel is told.
+    pub kernel: KernelOptions,
+    /// Whose requests are answered.
+    pub acl: SessionACL,
+    /// Threads that read requests.
+    pub threads: usize,
+    /// Whether the snapshot directory shows in the root's listing.
+    pub snapdir_visible: bool,
+    /// The snapshot directory's name.
+    pub snapdir_name: String,
+    /// The store's owner, who may delete snapshots.
+    pub owner_uid: u32,
+    /// Bytes that the kernel reads ahead.
+    pub readahead_bytes: u64,
+    /// Attributes that every node has.
+    pub attribute: Attribute,
+}
