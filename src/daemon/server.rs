@@ -239,7 +239,11 @@ fn catch_signals(events: Sender<Event>) -> Result<(), ControlError> {
 pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
     let (events, happened) = unbounded();
     catch_signals(events.clone())?;
-    let open = OpenOptions { key_file: options.key_file.clone(), ..OpenOptions::default() };
+    let open = OpenOptions {
+        key_file: options.key_file.clone(),
+        salvage: options.mount.options.ro,
+        ..OpenOptions::default()
+    };
     let store = Store::open(&options.store, open, &mut |what, done| {
         ready.progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
     })?;

@@ -49,6 +49,8 @@ pub struct OpenOptions {
     pub clock: Arc<dyn Clock>,
     /// The settings, instead of those in `config.toml`.
     pub config: Option<Config>,
+    /// Opens, read-only, even what has lost its newest records.
+    pub salvage: bool,
 }
 
 impl Default for OpenOptions {
@@ -59,6 +61,7 @@ impl Default for OpenOptions {
             disk: Arc::new(OsDisk),
             clock: Arc::new(SystemClock),
             config: None,
+            salvage: false,
         }
     }
 }
@@ -124,7 +127,8 @@ impl Store {
             None => Config::load(&*options.disk, &layout.config)?,
         };
         let disk = options.disk;
-        let opener = Opener { layout: &layout, id, sealer: &sealer, config: &config, disk: &disk };
+        let salvage = options.salvage;
+        let opener = Opener { layout: &layout, id, sealer: &sealer, config: &config, disk: &disk, salvage };
         let (journal, index, damaged) = opener.journal_and_index(&mut problems, progress)?;
         let writable = options.mode == OpenMode::ReadWrite && damaged.is_none();
         let chunks = ChunkStore::open(disk.clone(), &layout.packs, id, sealer.clone(), &config, writable)?;
@@ -172,6 +176,7 @@ struct Opener<'a> {
     sealer: &'a Arc<Sealer>,
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
+    salvage: bool,
 }
 
 impl Opener<'_> {
@@ -191,24 +196,38 @@ impl Opener<'_> {
         let first =
             if present { self.open_index().map_err(|e| e.to_string()) } else { Err("it is missing".into()) };
         let applied = first.as_ref().map_or(Lsn::ZERO, |i| i.state().applied);
+        let witness = self.layout.checkpoints_made().first().map_or(applied, |(at, _)| applied.max(*at));
         let (journal, report) = Journal::open(
             self.disk.clone(),
             &self.layout.journal,
             self.id,
             JournalOptions {
                 verify_from: applied,
+                must_reach: witness,
                 unordered_tail: UnorderedTail::Cut,
                 ..JournalOptions::default()
             },
         )?;
         let damaged = match &report.outcome {
-            Outcome::Damaged(d) => Some(format!(
-                "the journal is damaged at record {} in {} at offset {}: {}",
-                d.lsn_expected,
-                d.file.display(),
-                d.offset,
-                d.detail
-            )),
+            Outcome::Damaged(d) => {
+                let text = format!(
+                    "the journal is damaged at record {} in {} at offset {}: {}",
+                    d.lsn_expected,
+                    d.file.display(),
+                    d.offset,
+                    d.detail
+                );
+                // Without the records behind the damage the tree would be an older one than it was.
+                if applied < d.lsn_expected && !self.salvage {
+                    let place = d.file.display().to_string();
+                    let detail = format!(
+                        "record {} at offset {}: {}; nothing was changed; mount it read-only to see the state before",
+                        d.lsn_expected, d.offset, d.detail
+                    );
+                    return Err(Error::corrupt("journal", place, detail));
+                }
+                Some(text)
+            }
             Outcome::TornTail(t) => {
                 tracing::warn!(file = %t.file.display(), lsn = %t.lsn, detail = %t.detail, "cut a torn journal tail");
                 None

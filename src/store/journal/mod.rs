@@ -45,6 +45,9 @@ pub struct JournalOptions {
     /// Segments wholly below this LSN are checked by name and header only when opening; their records are
     /// verified when they are read. Zero verifies everything. Give the LSN from which replay begins.
     pub verify_from: Lsn,
+    /// A record that somebody else has proof of (the index never gets ahead of the synced journal). A journal
+    /// that ends before it has lost records; nothing of it is repaired.
+    pub must_reach: Lsn,
     /// Row 5 of the recovery table.
     pub unordered_tail: UnorderedTail,
 }
@@ -54,6 +57,7 @@ impl Default for JournalOptions {
         JournalOptions {
             segment_bytes: limits::SEGMENT_BYTES,
             verify_from: Lsn::ZERO,
+            must_reach: Lsn::ZERO,
             unordered_tail: UnorderedTail::Damage,
         }
     }
@@ -184,6 +188,17 @@ impl Journal {
     ) -> Result<(Journal, RecoveryReport)> {
         disk.create_dir(dir).at("creating", dir)?;
         let mut found = recovery::inspect(&*disk, dir, store, &options)?;
+        if found.last < options.must_reach && !matches!(found.outcome, Outcome::Damaged(_)) {
+            let file = found.segments.last().map_or_else(|| dir.to_owned(), |s| s.path.clone());
+            let detail = format!("the index has record {}, the journal ends here", options.must_reach);
+            found.outcome = Outcome::Damaged(Damage {
+                file,
+                offset: 0,
+                lsn_expected: found.last.next(),
+                detail,
+                proven: true,
+            });
+        }
         let (active, read_only) = match &found.outcome {
             Outcome::Damaged(d) => {
                 (None, Some(format!("the journal is damaged at record {}", d.lsn_expected)))

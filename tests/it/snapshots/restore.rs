@@ -51,6 +51,7 @@ fn a_restored_copy_is_independent_of_the_snapshot() {
     tool(mount.path(), "cp", &args!["-a", mount.at("good/x"), "copy"]);
     let file = open_rw(&mount.path().join("copy/deep/er/file-1500000")).expect("opening");
     file.write_all_at(&[7; 100_000], 500_000).expect("writing");
+    drop(file);
     fs::remove_dir_all(mount.path().join("x")).expect("removing the original");
     good.assert_same(&Tree::read(&mount.at("good/x")), Times::All, "the snapshot");
     mount.store().ok(&args!["snapshot", "delete", mount.path(), "good"]);

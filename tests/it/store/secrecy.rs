@@ -103,6 +103,7 @@ fn leave_traces(store: &Arc<Store>, markers: &Markers) {
         .write_all(markers.get("synced content").as_bytes())
         .and_then(|()| synced.sync_all())
         .expect("fsync");
+    drop(synced);
     fs::write(dir.join("plain"), b"x").expect("writing");
     fs::rename(dir.join("plain"), named("renamed file")).expect("renaming");
     fs::write(named("deleted file"), markers.get("deleted content")).expect("writing");
