@@ -198,10 +198,10 @@ fn answer_xattr(reply: ReplyXattr, size: u32, result: FsResult<Vec<u8>>) {
 /// they are refused.
 fn check_xattr_name(name: &OsStr) -> FsResult<()> {
     let kept = [b"user.".as_slice(), b"trusted.", b"security."];
-    if kept.iter().any(|space| name.as_bytes().starts_with(space)) {
-        Ok(())
-    } else {
-        Err(FsError::NotSupported)
+    match kept.iter().find_map(|space| name.as_bytes().strip_prefix(*space)) {
+        None => Err(FsError::NotSupported),
+        Some(b"") => Err(FsError::Invalid("a name without its namespace is empty")),
+        Some(_) => Ok(()),
     }
 }
 
