@@ -20,6 +20,9 @@ mod rename;
 mod snapshot;
 mod xattr;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

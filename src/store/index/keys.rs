@@ -174,8 +174,8 @@ pub fn split_ended(key: &[u8]) -> Option<(Lsn, Lsn, Vec<u8>)> {
 pub mod meta {
     use super::{Ino, Lsn, PackId, VolumeId};
 
-    /// The applied LSN and all that goes with it. Begins with no row kind.
-    pub const STATE: &[u8] = b"=state";
+    /// The applied LSN and all that goes with it. A capital, so that no other row's first byte begins it.
+    pub const STATE: &[u8] = b"STATE";
     /// First byte of volume rows: `'v' ‖ vol 4`.
     pub const VOLUME: u8 = b'v';
     /// First byte of snapshot rows: `'s' ‖ vol 4 ‖ lsn 8`.

@@ -1,0 +1,197 @@
+//! Volumes against a reference model: [`ops`] are drawn at random, [`run`] does each on the [`model`] and on a
+//! real store and compares, [`regressions`] keeps every bug that this found.
+//!
+//! `REWINDFS_TEST_CASES` sets how many histories are run.
+
+mod basic;
+mod model;
+mod ops;
+mod regressions;
+mod run;
+mod stress;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::*;
+use crate::store::config::Config;
+use crate::store::{CreateOptions, OpenMode, OpenOptions, create};
+use crate::types::{Clock, Disk, OsDisk};
+
+/// A clock that moves when it is told to.
+pub struct ManualClock(AtomicI64);
+
+impl ManualClock {
+    pub fn advance(&self, nanos: i64) {
+        self.0.fetch_add(nanos, Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp::from_nanos(self.0.load(Ordering::SeqCst))
+    }
+}
+
+/// Small buffers, nothing by itself: what happens is what a test does.
+pub fn quiet() -> Config {
+    Config {
+        commit_interval_ms: 600_000,
+        sealer_threads: 2,
+        index_cache_bytes: 4 << 20,
+        chunk_cache_bytes: 2 << 20,
+        ..Config::default()
+    }
+}
+
+/// A store in a directory that goes away with it, its volumes and `main`.
+pub struct Bench {
+    dir: tempfile::TempDir,
+    pub clock: Arc<ManualClock>,
+    pub config: Config,
+    pub disk: Arc<dyn Disk>,
+    pub volumes: Option<Volumes>,
+    pub main: Option<Arc<Volume>>,
+}
+
+impl Bench {
+    pub fn new(config: Config) -> Bench {
+        Bench::with(config, true)
+    }
+
+    pub fn with(config: Config, encryption: bool) -> Bench {
+        // In memory where there is such a place: a history is hundreds of syncs.
+        let shm = std::path::Path::new("/dev/shm");
+        let dir = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() }.unwrap();
+        let options = CreateOptions {
+            encryption,
+            key_file: encryption.then(|| dir.path().join("key")),
+            recovery_key_file: None,
+        };
+        create(&dir.path().join("store"), &options).unwrap();
+        let clock = Arc::new(ManualClock(AtomicI64::new(1_700_000_000_000_000_000)));
+        let disk: Arc<dyn Disk> = Arc::new(OsDisk);
+        let mut bench = Bench { dir, clock, config, disk, volumes: None, main: None };
+        bench.open();
+        bench
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions {
+            mode: OpenMode::ReadWrite,
+            key_file: Some(self.dir.path().join("key")),
+            disk: self.disk.clone(),
+            clock: self.clock.clone(),
+            config: Some(self.config.clone()),
+        }
+    }
+
+    pub fn try_open(&mut self) -> crate::types::Result<()> {
+        let store = Store::open(&self.root(), self.options(), &mut |_, _| {})?;
+        store.pause_care(true);
+        let volumes = Volumes::new(store).unwrap();
+        self.main = Some(volumes.open(DEFAULT_VOLUME).unwrap());
+        self.volumes = Some(volumes);
+        Ok(())
+    }
+
+    pub fn open(&mut self) {
+        self.try_open().unwrap();
+    }
+
+    /// Ends the process, as far as the store can tell.
+    pub fn drop_all(&mut self) {
+        self.main = None;
+        self.volumes = None;
+    }
+
+    pub fn reopen(&mut self) {
+        self.volumes().close().unwrap();
+        self.drop_all();
+        self.open();
+    }
+
+    pub fn crash(&mut self) {
+        self.drop_all();
+        self.open();
+    }
+
+    pub fn volumes(&self) -> &Volumes {
+        self.volumes.as_ref().unwrap()
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        self.volumes().store()
+    }
+
+    pub fn main(&self) -> &Arc<Volume> {
+        self.main.as_ref().unwrap()
+    }
+
+    /// All background work that there is.
+    pub fn care(&self) {
+        self.store().pause_care(false);
+        self.store().care_until_idle().unwrap();
+        self.store().pause_care(true);
+    }
+
+    /// What fsck finds.
+    pub fn problems(&self) -> Vec<String> {
+        let found = self.volumes().quiesced(|store| store.check(&mut |_, _| {})).unwrap().unwrap();
+        found.problems
+    }
+
+    pub fn fsck(&self) {
+        assert_eq!(self.problems(), Vec::<String>::new());
+    }
+
+    pub fn file(&self, parent: Ino, name: &str) -> Ino {
+        self.make(parent, name, FileKind::File)
+    }
+
+    pub fn make(&self, parent: Ino, name: &str, kind: FileKind) -> Ino {
+        self.main().make(parent, name.as_bytes(), node(kind), None).unwrap().ino
+    }
+
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) {
+        self.main().write(ino, offset, data, false).unwrap();
+    }
+
+    pub fn read(&self, at: Option<Lsn>, ino: Ino) -> Vec<u8> {
+        let size = self.main().getattr(at, ino).unwrap().attrs.size;
+        self.main().read(at, ino, 0, size as usize).unwrap()
+    }
+
+    pub fn snapshot(&self, name: &str) -> Lsn {
+        let create = SnapshotCreate { name: Some(name.into()), ..SnapshotCreate::default() };
+        self.volumes().snapshot(&[self.main().id()], &create).unwrap().lsn
+    }
+}
+
+pub fn node(kind: FileKind) -> NewNode {
+    NewNode { kind, mode: 0o640, owner: (7, 8), rdev: 0, target: Vec::new() }
+}
+
+/// Bytes that zstd can do little with and that differ for every seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        out.extend_from_slice(&x.to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// How many histories a test runs: `default`, or more if the environment says so.
+pub fn cases(default: u32) -> u32 {
+    std::env::var("REWINDFS_TEST_CASES").ok().and_then(|v| v.parse().ok()).unwrap_or(default)
+}
