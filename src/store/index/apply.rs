@@ -217,7 +217,9 @@ impl Txn<'_> {
         let mut row = from.to_le_bytes().to_vec();
         row.extend_from_slice(&to.to_le_bytes());
         self.put_row(meta::reap(vol, self.lsn, ino), row)?;
-        if let Some(mut inode) = self.inode(vol, ino)? {
+        // A version that began earlier is about to end with this record; at its own points nothing was cut.
+        let head = self.head_item::<Inode>(&keys::inode(vol, ino))?.filter(|(since, _)| *since == self.lsn);
+        if let Some((_, mut inode)) = head {
             if inode.cuts.len() >= CUTS_MAX {
                 return Err(Error::corrupt("record", format!("lsn {}", self.lsn), "too many cuts"));
             }

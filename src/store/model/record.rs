@@ -43,7 +43,8 @@ pub enum Edit {
     PatchBlock { vol: VolumeId, ino: Ino, block: u64, offset: u32, pieces: Vec<Piece> },
     /// Ends the blocks `from..to`, few of them (`DIRECT_REMOVE_BLOCKS_MAX`).
     DropBlocks { vol: VolumeId, ino: Ino, from: u64, to: u64 },
-    /// Ends the blocks `from..to` as of this record, however many: `Reap` records do the work later.
+    /// Ends the blocks `from..to` as of this record, however many: `Reap` records do the work later. The same
+    /// record puts the inode before, or deletes it after.
     Cut { vol: VolumeId, ino: Ino, from: u64, to: u64 },
     /// Does a bounded part of the work that the cut at `cut` left.
     Reap { vol: VolumeId, ino: Ino, cut: Lsn },

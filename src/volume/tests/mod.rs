@@ -5,7 +5,9 @@
 
 mod basic;
 mod model;
+mod names;
 mod ops;
+mod points;
 mod regressions;
 mod run;
 mod stress;
