@@ -90,6 +90,7 @@ impl Bench {
             disk: self.disk.clone(),
             clock: self.clock.clone(),
             config: Some(self.config.clone()),
+            salvage: false,
         }
     }
 

@@ -230,7 +230,8 @@ fn compare_dir(volume: &Volume, at: Option<Lsn>, ino: Ino, node: &Node) -> Resul
 fn compare_bytes(volume: &Volume, at: Option<Lsn>, ino: Ino, node: &Node, seeks: bool) -> Result<(), String> {
     let fail = |what: String| Err(format!("file {ino} at {at:?}: {what}"));
     let differ = |offset: u64, len: usize| -> Result<(), String> {
-        let found = volume.read(at, ino, offset, len).map_err(|e| format!("file {ino} at {at:?}: read: {e}"))?;
+        let found =
+            volume.read(at, ino, offset, len).map_err(|e| format!("file {ino} at {at:?}: read: {e}"))?;
         let expected = node.read(offset, len);
         if found == expected {
             return Ok(());
@@ -290,7 +291,11 @@ pub fn compare_all(
         for (name, child) in &node.entries {
             match volume.lookup(at, *ino, name) {
                 Ok(attr) if attr.ino == *child => {}
-                other => return Err(format!("lookup of {name:?} in {ino} at {at:?}: {other:?}, expected {child}")),
+                other => {
+                    return Err(format!(
+                        "lookup of {name:?} in {ino} at {at:?}: {other:?}, expected {child}"
+                    ));
+                }
             }
         }
     }

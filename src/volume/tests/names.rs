@@ -21,7 +21,9 @@ impl Run {
             (RenameMode::Exchange, None) => Err("not found"),
             (_, Some(t)) if t == source => Ok(()),
             _ if across && is_dir(source) && m.is_within(to_dir, source) => Err("invalid"),
-            (RenameMode::Exchange, Some(t)) if across && is_dir(t) && m.is_within(from_dir, t) => Err("invalid"),
+            (RenameMode::Exchange, Some(t)) if across && is_dir(t) && m.is_within(from_dir, t) => {
+                Err("invalid")
+            }
             (_, Some(t)) if across && is_dir(t) && m.is_within(from_dir, t) => Err("not empty"),
             _ if m.get(to_dir).nlink == 0 => Err("not found"),
             (RenameMode::Replace, Some(t)) if is_dir(source) && !is_dir(t) => Err("not dir"),
@@ -71,7 +73,9 @@ impl Run {
     }
 
     pub fn link(&mut self, file: u8, dir: u8, n: u8) -> Outcome {
-        let (Some(ino), Some(dir)) = (pick(&self.all(), file), pick(&self.dirs(), dir)) else { return Ok(()) };
+        let (Some(ino), Some(dir)) = (pick(&self.all(), file), pick(&self.dirs(), dir)) else {
+            return Ok(());
+        };
         let found = self.volume().link(ino, dir, &name(n), None);
         self.doubtful.remove(&ino);
         let (node, parent) = (self.model.get(ino), self.model.get(dir));

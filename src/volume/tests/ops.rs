@@ -119,12 +119,7 @@ pub struct Setup {
 }
 
 pub fn setup() -> impl Strategy<Value = Setup> {
-    (prop::bool::weighted(0.7), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
-        .prop_map(|(encryption, window, eager, small, thorough)| Setup {
-            encryption,
-            window,
-            eager,
-            small,
-            thorough,
-        })
+    (prop::bool::weighted(0.7), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(encryption, window, eager, small, thorough)| Setup { encryption, window, eager, small, thorough },
+    )
 }

@@ -57,7 +57,8 @@ impl Run {
         if after != before {
             return Err(format!("came back as {after:?}, was {before:?}"));
         }
-        let orphans: BTreeSet<Ino> = self.volume().orphans().map_err(|e| e.to_string())?.into_iter().collect();
+        let orphans: BTreeSet<Ino> =
+            self.volume().orphans().map_err(|e| e.to_string())?.into_iter().collect();
         if orphans != self.model.orphans() {
             return Err(format!("orphans {orphans:?}, expected {:?}", self.model.orphans()));
         }
@@ -72,10 +73,12 @@ impl Run {
             let now = self.model.get(ino).clone();
             states.push(now.clone());
             let attrs = volume.getattr(None, ino).map_err(|e| format!("{ino}: {e}"))?.attrs;
-            let (least, most) =
-                states.iter().fold((u64::MAX, 0), |(a, b), s| (a.min(s.size), b.max(s.size)));
+            let (least, most) = states.iter().fold((u64::MAX, 0), |(a, b), s| (a.min(s.size), b.max(s.size)));
             if attrs.size < least || attrs.size > most {
-                return Err(format!("inode {ino} came back with {} bytes, had {least} to {most}", attrs.size));
+                return Err(format!(
+                    "inode {ino} came back with {} bytes, had {least} to {most}",
+                    attrs.size
+                ));
             }
             let mut node = Node { size: 0, pages: Default::default(), ..now.clone() };
             let pages: BTreeSet<u64> = states.iter().flat_map(|s| s.pages.keys().copied()).collect();
@@ -111,7 +114,11 @@ impl Run {
             std::fs::read_dir(&layout.checkpoints).unwrap().map(|e| e.unwrap().path()).collect();
         checkpoints.sort();
         // All but the newest, or (as what a crash leaves) all but the oldest.
-        if keep % 4 < 2 { drop(checkpoints.pop()) } else { drop(checkpoints.first().cloned()) }
+        if keep % 4 < 2 {
+            drop(checkpoints.pop())
+        } else {
+            drop(checkpoints.first().cloned())
+        }
         if keep % 4 < 2 {
             for old in &checkpoints {
                 std::fs::remove_dir_all(old).map_err(|e| e.to_string())?;
@@ -123,7 +130,8 @@ impl Run {
     pub fn snapshot(&mut self, hold: bool) -> Outcome {
         let name = format!("s{}", self.made);
         let create = SnapshotCreate { name: Some(name.clone()), hold, tags: vec![("k".into(), "v".into())] };
-        let row = self.bench.volumes().snapshot(&[self.bench.main().id()], &create).map_err(|e| e.to_string())?;
+        let row =
+            self.bench.volumes().snapshot(&[self.bench.main().id()], &create).map_err(|e| e.to_string())?;
         self.doubtful.clear();
         if self.snaps.iter().any(|s| s.lsn >= row.lsn) {
             return Err("a snapshot's point is not the newest".into());
@@ -285,9 +293,8 @@ fn histories_agree_with_the_model() {
     let length = std::env::var("REWINDFS_TEST_STEPS").ok().and_then(|v| v.parse().ok()).unwrap_or(60);
     let config = Proptest { cases, failure_persistence: None, max_shrink_iters: 600, ..Proptest::default() };
     let strategy = (setup(), prop::collection::vec(op(), 1..length));
-    let result = TestRunner::new(config).run(&strategy, |(setup, ops)| {
-        history(setup, &ops).map_err(TestCaseError::fail)
-    });
+    let result = TestRunner::new(config)
+        .run(&strategy, |(setup, ops)| history(setup, &ops).map_err(TestCaseError::fail));
     eprintln!("{cases} histories in {:?}", start.elapsed());
     match result {
         Ok(()) => {}

@@ -117,7 +117,8 @@ impl Run {
     }
 
     pub fn entries(&self) -> Vec<(Ino, u8)> {
-        let entry = |(dir, n): (&Ino, &Arc<Node>)| n.entries.keys().map(|k| (*dir, k[0] - b'a')).collect::<Vec<_>>();
+        let entry =
+            |(dir, n): (&Ino, &Arc<Node>)| n.entries.keys().map(|k| (*dir, k[0] - b'a')).collect::<Vec<_>>();
         self.model.nodes.iter().flat_map(entry).collect()
     }
 
