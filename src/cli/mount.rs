@@ -137,10 +137,18 @@ impl Mount {
                 return Err(ControlError::in_use(text));
             }
             let client = resolve::server_of(&options.store, &entry);
-            return match client.call(Request::Mount(options.mount), &mut show(&mut Display::new()))? {
-                Response::Mounted { .. } => output::done(),
-                _ => Err(unexpected()),
-            };
+            match client.call(Request::Mount(options.mount.clone()), &mut show(&mut Display::new())) {
+                Ok(Response::Mounted { .. }) => return output::done(),
+                Ok(_) => return Err(unexpected()),
+                // A server that died under the request is no reason not to start the next one.
+                Err(e) => match registry::find(&options.store, node) {
+                    Found::Running(_) => return Err(e),
+                    Found::Leaving(process) => {
+                        process.wait(END_PATIENCE);
+                    }
+                    Found::Absent => {}
+                },
+            }
         }
         if foreground {
             // The store's own lock decides from here on; this one would be held for days.

@@ -197,6 +197,7 @@ impl Handler {
             let volume = self.volume(caller, &of, READ)?;
             let mountpoint = self.mounted_at(&name);
             let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some())?;
+            report.counters.dirty_bytes = self.volumes.dirty_bytes();
             report.read_only |=
                 self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
             reports.push(report);

@@ -255,6 +255,29 @@ pub struct WindowReport {
     pub continuous: Timestamp,
 }
 
+/// What the server did so far, so that costs can be compared without a clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterReport {
+    /// Point look-ups in the index.
+    pub index_gets: u64,
+    /// Range reads of the index begun.
+    pub index_seeks: u64,
+    /// Bytes of values that the index returned.
+    pub index_bytes: u64,
+    /// Chunks read from packs.
+    pub chunk_reads: u64,
+    /// Chunks served from memory.
+    pub chunk_hits: u64,
+    /// Plain bytes that were stored as chunks.
+    pub stored_bytes: u64,
+    /// Of them, bytes that were there already.
+    pub duplicate_bytes: u64,
+    /// Bytes appended to packs.
+    pub packed_bytes: u64,
+    /// Bytes written by programs and not yet committed.
+    pub dirty_bytes: u64,
+}
+
 /// `status` of one volume, as `--json` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusReport {
@@ -299,6 +322,9 @@ pub struct StatusReport {
     pub window: Option<WindowReport>,
     /// Space.
     pub bytes: BytesReport,
+    /// Work done since the store was opened.
+    #[serde(default)]
+    pub counters: CounterReport,
     /// Peers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub replication: Vec<ReplicationReport>,

@@ -1,9 +1,11 @@
 //! `status`: what an operator wants to see of a volume and its store.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::protocol::{BytesReport, ControlError, Health, LastSnapshot, StatusReport};
+use super::protocol::{BytesReport, ControlError, CounterReport, Health, LastSnapshot, StatusReport};
 use super::rights::control_error;
+use crate::store::Store;
 use crate::types::Lsn;
 use crate::types::ids::hex;
 use crate::volume::Volume;
@@ -60,6 +62,23 @@ pub(super) fn report(
             .last()
             .map(|row| LastSnapshot { name: row.spec.name.clone(), time: row.time }),
         bytes: BytesReport { live, history, packs, dead: packs.saturating_sub(packed), free },
+        counters: counters(store),
         ..StatusReport::default()
     })
+}
+
+fn counters(store: &Store) -> CounterReport {
+    let (index, chunks) = (&store.index().counters, store.chunks().counters());
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    CounterReport {
+        index_gets: read(&index.gets),
+        index_seeks: read(&index.seeks),
+        index_bytes: read(&index.bytes),
+        chunk_reads: read(&chunks.reads),
+        chunk_hits: read(&chunks.cache_hits),
+        stored_bytes: read(&chunks.stored_bytes),
+        duplicate_bytes: read(&chunks.duplicate_bytes),
+        packed_bytes: read(&chunks.packed_bytes),
+        dirty_bytes: 0,
+    }
 }

@@ -189,7 +189,8 @@ impl Journal {
         disk.create_dir(dir).at("creating", dir)?;
         let mut found = recovery::inspect(&*disk, dir, store, &options)?;
         if found.last < options.must_reach && !matches!(found.outcome, Outcome::Damaged(_)) {
-            let file = found.segments.last().map_or_else(|| dir.to_owned(), |s| s.path.clone());
+            let file = found.segments.last();
+            let file = file.map_or_else(|| segment::path_of(dir, found.last.next()), |s| s.path.clone());
             let detail = format!("the index has record {}, the journal ends here", options.must_reach);
             found.outcome = Outcome::Damaged(Damage {
                 file,

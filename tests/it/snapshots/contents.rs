@@ -215,15 +215,14 @@ fn deleting_a_snapshot_frees_what_only_it_kept() {
     let big = 8 << 20;
     fill(rng.bytes(big));
     mount.snapshot("keeps");
-    let before = mount.status_number("/bytes/history");
     fill(rng.bytes(big));
     eventually("8 MiB that only the snapshot holds to be counted as history", || {
-        mount.status_number("/bytes/history") >= before + big as u64
+        mount.status_number("/bytes/history") >= big as u64
     });
     assert!(mount.status_number("/bytes/live") >= big as u64);
     let only = mount.snapshots()[0].1["bytes_only"].as_u64();
     assert!(only.is_some_and(|bytes| bytes >= big as u64), "bytes_only is {only:?}");
     mount.store().ok(&args!["snapshot", "delete", mount.path(), "keeps"]);
-    eventually("the deletion to free them", || mount.status_number("/bytes/history") < before + (1 << 20));
+    eventually("the deletion to free them", || mount.status_number("/bytes/history") < 1 << 20);
     assert_eq!(mount.status_number("/snapshots"), 0);
 }
