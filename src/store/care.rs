@@ -15,6 +15,8 @@ use crate::types::{Lsn, Result, Timestamp, VolumeId};
 
 /// Time between rounds when there is nothing to do.
 const ROUND: Duration = Duration::from_millis(250);
+/// Bytes appended to packs after which they are synced without being asked.
+const PACK_SYNC_BYTES: u64 = 32 << 20;
 /// Checkpoints kept.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
@@ -25,6 +27,7 @@ const WINDOW_STEP_SECS: u64 = 5;
 /// What the care thread shares with the store.
 pub(super) struct CareState {
     flushed: AtomicU64,
+    packs_synced: AtomicU64,
     checkpoint_at_bytes: AtomicU64,
     paused: AtomicBool,
     failure: Mutex<Option<String>>,
@@ -34,6 +37,7 @@ impl CareState {
     pub(super) fn new(applied: Lsn, journal_bytes: u64) -> CareState {
         CareState {
             flushed: AtomicU64::new(applied.0),
+            packs_synced: AtomicU64::new(0),
             checkpoint_at_bytes: AtomicU64::new(journal_bytes),
             paused: AtomicBool::new(false),
             failure: Mutex::new(None),
@@ -128,6 +132,7 @@ impl Store {
         if self.check_writable().is_err() {
             return Ok(false);
         }
+        self.sync_packs_if_due()?;
         self.flush_if_due()?;
         self.checkpoint_if_due()?;
         if self.care.paused.load(Ordering::Relaxed) {
@@ -146,6 +151,17 @@ impl Store {
     /// Does all there is to do now.
     pub fn care_until_idle(&self) -> Result<()> {
         while self.care_round(self.last())? {}
+        Ok(())
+    }
+
+    /// Writes packs to the disk as they grow, so that whoever asks for durability waits for little.
+    fn sync_packs_if_due(&self) -> Result<()> {
+        let packed = self.chunks.counters().packed_bytes.load(Ordering::Relaxed);
+        if packed.saturating_sub(self.care.packs_synced.load(Ordering::Relaxed)) < PACK_SYNC_BYTES {
+            return Ok(());
+        }
+        self.chunks.sync().map_err(|e| self.poisoned(&e))?;
+        self.care.packs_synced.store(packed, Ordering::Relaxed);
         Ok(())
     }
 

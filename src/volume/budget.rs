@@ -14,6 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct State {
     used: u64,
     failing: Option<String>,
+    /// Barriers that want what is dirty to become little.
+    draining: usize,
 }
 
 /// Bytes written and not yet committed, of all volumes.
@@ -31,7 +33,14 @@ impl Budget {
 
     /// Whether a write of `bytes` would have to wait.
     pub(super) fn is_full(&self, bytes: u64) -> bool {
-        self.state.lock().used + bytes > self.max
+        let state = self.state.lock();
+        state.draining > 0 || state.used + bytes > self.max
+    }
+
+    /// Lets no writer in until the guard is dropped: what is dirty then only shrinks.
+    pub(super) fn drain(&self) -> Draining<'_> {
+        self.state.lock().draining += 1;
+        Draining(self)
     }
 
     /// Takes `bytes`, waiting for room. A single write larger than the budget gets through when nothing else
@@ -43,7 +52,7 @@ impl Budget {
         let mut state = self.state.lock();
         let mut since = Instant::now();
         let mut least = state.used;
-        while state.used + bytes > self.max && state.used > 0 {
+        while state.draining > 0 || (state.used + bytes > self.max && state.used > 0) {
             if let Some(reason) = &state.failing {
                 return Err(crate::types::Error::NoSpace(reason.clone()).into());
             }
@@ -83,5 +92,16 @@ impl Budget {
     /// Whether so much is dirty that sealing should not wait for age.
     pub(super) fn is_pressing(&self) -> bool {
         self.state.lock().used > self.max / 2
+    }
+}
+
+/// Keeps writers out; see [`Budget::drain`].
+pub(super) struct Draining<'a>(&'a Budget);
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock();
+        state.draining = state.draining.saturating_sub(1);
+        self.0.freed.notify_all();
     }
 }

@@ -9,8 +9,6 @@ use crate::types::{Lsn, Timestamp, VolumeId};
 
 /// Dirty bytes that a barrier leaves to be committed while everybody waits.
 const BARRIER_BYTES: u64 = 1 << 20;
-/// Rounds of committing before the barrier, while writers go on.
-const BARRIER_ROUNDS: usize = 4;
 
 /// A snapshot to be taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,13 +35,13 @@ pub struct SnapshotRow {
 impl Shared {
     /// Runs `change` at a moment when everything that returned is committed and nothing else can be.
     fn barrier<T>(&self, change: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
-        for _ in 0..BARRIER_ROUNDS {
-            if self.budget.used() <= BARRIER_BYTES {
-                break;
-            }
+        // While much is sealed only writers wait; everything else waits for the little that is left.
+        let draining = (self.budget.used() > BARRIER_BYTES).then(|| self.budget.drain());
+        if draining.is_some() {
             self.flush_all()?;
         }
         let _alone = self.gate.write();
+        drop(draining);
         self.flush_all()?;
         change()
     }

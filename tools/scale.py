@@ -1,0 +1,210 @@
+"""Figures of scale: many files, many snapshots, a barrier with full buffers. Run by tools/scale."""
+
+import argparse
+import json
+import os
+import random
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+
+class Mount:
+    """A store with its mount, and the server's memory and counters."""
+
+    def __init__(self, binary, home):
+        self.binary = binary
+        self.store = os.path.join(home, "store")
+        self.path = os.path.join(home, "mnt")
+        os.makedirs(self.path)
+        os.environ["REWINDFS_KEY_DIR"] = os.path.join(home, "keys")
+        self.run("init", self.store)
+
+    def run(self, *arguments):
+        done = subprocess.run([self.binary, *arguments], check=True, capture_output=True, text=True)
+        return done.stdout
+
+    def mount(self):
+        start = time.monotonic()
+        self.run("mount", self.store, self.path)
+        return time.monotonic() - start
+
+    def umount(self):
+        self.run("umount", self.path)
+
+    def status(self):
+        return json.loads(self.run("status", self.path, "--json"))
+
+    def counters(self):
+        return self.status()["counters"]
+
+    def peak_mib(self):
+        with open(f"/proc/{self.status()['server_pid']}/status", encoding="ascii") as f:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", f.read()).group(1)) / 1024
+
+    def idle(self):
+        """Waits until background work has come to rest."""
+        last = None
+        while True:
+            lsn = self.status()["lsn"]
+            if lsn == last:
+                return
+            last = lsn
+            time.sleep(1)
+
+
+def timed(what, work):
+    start = time.monotonic()
+    result = work()
+    print(f"{what:<52} {time.monotonic() - start:9.2f} s", flush=True)
+    return result
+
+
+def create_files(root, directories, each):
+    for d in range(directories):
+        path = os.path.join(root, f"d{d:04}")
+        os.mkdir(path)
+        for i in range(each):
+            os.close(os.open(os.path.join(path, f"f{i:05}"), os.O_CREAT | os.O_WRONLY, 0o644))
+
+
+def count(root):
+    return sum(len(files) for _, _, files in os.walk(root))
+
+
+def remove(root):
+    for name in os.listdir(root):
+        shutil.rmtree(os.path.join(root, name))
+
+
+def many_files(mount, directories, each):
+    total = directories * each
+    print(f"-- {total:,} files in {directories:,} directories")
+    mount.mount()
+    timed("create", lambda: create_files(mount.path, directories, each))
+    timed("snapshot", lambda: mount.run("snapshot", "create", mount.path, "full"))
+    print(f"{'peak memory of the server after creating':<52} {mount.peak_mib():9.0f} MiB")
+    timed("unmount", mount.umount)
+    print(f"{'server start until mounted':<52} {mount.mount():9.2f} s")
+    assert timed("list", lambda: count(mount.path)) == total
+    assert timed("list the snapshot", lambda: count(os.path.join(mount.path, ".snapshots/full"))) == total
+    timed("delete", lambda: remove(mount.path))
+    assert count(mount.path) == 0
+    print(f"{'peak memory of the server after deleting':<52} {mount.peak_mib():9.0f} MiB")
+    mount.umount()
+
+
+def cost(mount, operations, work):
+    mount.idle()
+    before, start = mount.counters(), time.monotonic()
+    for _ in range(operations):
+        work()
+    elapsed, after = time.monotonic() - start, mount.counters()
+    per = {k: (after[k] - before[k]) / operations for k in ("index_gets", "index_seeks", "index_bytes")}
+    return per, operations / elapsed
+
+
+def many_snapshots(mount, snapshots, operations):
+    print(f"-- costs per operation with 0 and with {snapshots:,} snapshots")
+    mount.mount()
+    path, rng = os.path.join(mount.path, "data"), random.Random(1)
+    with open(path, "wb") as f:
+        f.write(os.urandom(64 << 20))
+        os.fsync(f.fileno())
+    os.mkdir(os.path.join(mount.path, "new"))
+    names = iter(range(10**9))
+
+    def read():
+        with open(path, "rb", buffering=0) as f:
+            fd = f.fileno()
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.pread(fd, 4096, rng.randrange((64 << 20) // 4096) * 4096)
+
+    def create():
+        os.close(os.open(os.path.join(mount.path, "new", f"{next(names):08}"), os.O_CREAT | os.O_WRONLY))
+
+    def measure(label):
+        for what, work in (("read 4 KiB", read), ("create a file", create)):
+            per, rate = cost(mount, operations, work)
+            print(
+                f"{label:>12} {what:<14} gets {per['index_gets']:7.3f}  seeks {per['index_seeks']:6.3f}  "
+                f"bytes {per['index_bytes']:8.1f}  {rate:9.0f}/s",
+                flush=True,
+            )
+
+    measure("none")
+    took = []
+    for i in range(snapshots):
+        with open(os.path.join(mount.path, "changing"), "w", encoding="ascii") as f:
+            f.write(str(i))
+        start = time.monotonic()
+        os.mkdir(os.path.join(mount.path, ".snapshots", f"s{i:05}"))
+        took.append((time.monotonic() - start) * 1000)
+    took.sort()
+    print(
+        f"{'taking a snapshot, one small change before each':<52} median {statistics.median(took):6.2f} ms, "
+        f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
+    )
+    measure(f"{snapshots:,}")
+    mount.umount()
+
+
+def full_buffers(mount):
+    print("-- a snapshot while a writer keeps the buffers full")
+    mount.mount()
+    child = os.fork()
+    if child == 0:
+        block = os.urandom(1 << 20)
+        with open(os.path.join(mount.path, "stream"), "wb", buffering=0) as f:
+            end = time.monotonic() + 20
+            while time.monotonic() < end:
+                f.write(block)
+                if f.tell() > 4 << 30:
+                    f.seek(0)
+        os._exit(0)
+    took, dirty = [], []
+    for i in range(10):
+        time.sleep(1)
+        dirty.append(mount.counters()["dirty_bytes"] / (1 << 20))
+        start = time.monotonic()
+        os.mkdir(os.path.join(mount.path, ".snapshots", f"s{i}"))
+        took.append((time.monotonic() - start) * 1000)
+    os.waitpid(child, 0)
+    print(
+        f"dirty {statistics.median(dirty):.0f} MiB median, {max(dirty):.0f} MiB most; snapshot "
+        f"median {statistics.median(took):.0f} ms, worst {max(took):.0f} ms"
+    )
+    mount.umount()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rewindfs", required=True)
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--directories", type=int, default=1000)
+    parser.add_argument("--files", type=int, default=1000, help="in each directory")
+    parser.add_argument("--snapshots", type=int, default=1000)
+    parser.add_argument("--operations", type=int, default=5000)
+    parser.add_argument("--only", choices=["files", "snapshots", "buffers"])
+    options = parser.parse_args()
+    parts = {
+        "files": lambda m: many_files(m, options.directories, options.files),
+        "snapshots": lambda m: many_snapshots(m, options.snapshots, options.operations),
+        "buffers": full_buffers,
+    }
+    for name, part in parts.items():
+        if options.only in (None, name):
+            home = os.path.join(options.dir, f"scale-{name}")
+            os.makedirs(home)
+            mount = Mount(options.rewindfs, home)
+            part(mount)
+            mount.run("fsck", mount.store)
+            shutil.rmtree(home)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
