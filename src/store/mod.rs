@@ -22,6 +22,7 @@ mod rebind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use parking_lot::Mutex;
@@ -53,7 +54,7 @@ pub struct Store {
     node: NodeUuid,
     config: Config,
     sealer: Arc<Sealer>,
-    recovery_exported: std::sync::atomic::AtomicBool,
+    recovery_exported: AtomicBool,
     journal: Journal,
     index: Arc<Index>,
     chunks: ChunkStore,
@@ -63,6 +64,8 @@ pub struct Store {
     read_only: Option<String>,
     /// Set once, when memory and disk may disagree; only a restart clears it.
     poison: OnceLock<String>,
+    /// The last record that is durable together with the chunks it names. The journal's own mark may be ahead.
+    durable: AtomicU64,
     /// The append lock: one record at a time is appended and applied, in the same order. Lock order: after
     /// every lock of the layers above, before the journal's and the index's own.
     commit: Mutex<Committed>,
@@ -90,7 +93,7 @@ impl Store {
     /// [`Error::NoSpace`] and [`Error::Invalid`] leave everything as it was; [`Error::Poisoned`] and
     /// [`Error::ReadOnly`] as well.
     pub fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> Result<Lsn> {
-        let record = Record { time: self.clock.now(), durable: self.journal.durable(), request, edits };
+        let record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
         let plain = record.encode();
         if plain.len() > RECORD_BYTES_MAX {
             return Err(Error::Invalid(format!(
@@ -141,15 +144,19 @@ impl Store {
     /// # Errors
     /// A failed sync poisons the store: what it covered may or may not be on the disk.
     pub fn sync(&self, upto: Lsn) -> Result<Lsn> {
-        let durable = self.journal.durable();
-        if durable >= upto {
-            return Ok(durable);
+        if self.durable() >= upto {
+            return Ok(self.durable());
         }
         if let Some(reason) = self.poison.get() {
             return Err(Error::Poisoned(reason.clone()));
         }
+        // The journal's sync may cover records that came later than this, and whose chunks the packs' sync
+        // just missed: they are durable only when somebody asks for them.
+        let covered = self.journal.last().0;
         self.chunks.sync().map_err(|e| self.poisoned(&e))?;
-        self.journal.sync(upto).map_err(|e| self.poisoned(&e))
+        let journaled = self.journal.sync(upto).map_err(|e| self.poisoned(&e))?;
+        self.durable.fetch_max(journaled.min(covered).0, Ordering::AcqRel);
+        Ok(self.durable())
     }
 
     /// Makes everything committed so far durable.
@@ -219,7 +226,7 @@ impl Store {
 
     /// The last record known to be on the disk.
     pub fn durable(&self) -> Lsn {
-        self.journal.durable()
+        Lsn(self.durable.load(Ordering::Acquire))
     }
 
     /// Why nothing can be written, if so.
@@ -229,7 +236,7 @@ impl Store {
 
     /// Notes that the recovery key was exported.
     pub fn set_recovery_exported(&self) {
-        self.recovery_exported.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.recovery_exported.store(true, Ordering::Relaxed);
     }
 
     /// What an operator should see to.
@@ -238,7 +245,7 @@ impl Store {
         if let Some(reason) = self.read_only() {
             problems.push(format!("the store is read-only: {reason}"));
         }
-        if self.sealer.is_encrypted() && !self.recovery_exported.load(std::sync::atomic::Ordering::Relaxed) {
+        if self.sealer.is_encrypted() && !self.recovery_exported.load(Ordering::Relaxed) {
             problems.push(format!(
                 "no recovery key was exported; without one a lost key file loses everything: rewindfs key export {}",
                 self.layout.root.display()
@@ -271,10 +278,10 @@ impl Store {
         let applied = {
             let _committed = self.commit.lock();
             self.sync_all()?;
-            self.index.flush(false).map_err(|e| self.poisoned(&e))?;
+            self.index.begin_flush().map_err(|e| self.poisoned(&e))?;
             self.index.state().applied
         };
-        self.index.flush(true).map_err(|e| self.poisoned(&e))?;
+        self.index.end_flush().map_err(|e| self.poisoned(&e))?;
         self.care.flushed(applied);
         Ok(applied)
     }

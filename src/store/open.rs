@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
@@ -15,14 +15,15 @@ use super::chunks::ChunkStore;
 use super::chunks::pack::{self, Trust};
 use super::config::Config;
 use super::index::apply::Place;
-use super::index::{self, Index, IndexOptions};
-use super::journal::{Chain, Journal, JournalOptions, Outcome, UnorderedTail};
+use super::index::scan::PendingBlock;
+use super::index::{self, Index, IndexOptions, Locate};
+use super::journal::{Chain, Journal, JournalOptions, Outcome, RecoveryReport, UnorderedTail};
 use super::keys::{KeyMaterial, Keyring, Sealer, keyfile};
 use super::layout::{Layout, identify, node_of};
-use super::model::{Edit, Record};
+use super::model::{Edit, Record, Source};
 use super::{Committed, Problems, Store, record_aad};
 use crate::types::error::IoContext;
-use crate::types::{Clock, Disk, Error, Lsn, OsDisk, Result, StoreUuid, SystemClock, Term};
+use crate::types::{ChunkId, Clock, Disk, Error, Lsn, OsDisk, PackId, Result, StoreUuid, SystemClock, Term};
 
 /// Told how far a long opening is: what is done, and hundredths.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64);
@@ -129,15 +130,22 @@ impl Store {
         let disk = options.disk;
         let salvage = options.salvage;
         let opener = Opener { layout: &layout, id, sealer: &sealer, config: &config, disk: &disk, salvage };
-        let (journal, index, damaged) = opener.journal_and_index(&mut problems, progress)?;
+        let (mut journal, index, damaged) = opener.journal_and_index(&mut problems, progress)?;
         let writable = options.mode == OpenMode::ReadWrite && damaged.is_none();
         let chunks = ChunkStore::open(disk.clone(), &layout.packs, id, sealer.clone(), &config, writable)?;
-        opener.replay(&journal, &index, &chunks, progress)?;
+        if writable {
+            opener.sync_packs(index.state().packed.0)?;
+        }
+        if let Some(cut_after) = opener.replay(&journal, &index, &chunks, damaged.is_some(), progress)? {
+            drop(journal);
+            journal = opener.journal(cut_after, cut_after, Some(cut_after))?.0;
+        }
         let read_only = damaged.or_else(|| {
             (options.mode == OpenMode::ReadOnly).then(|| "it was opened for reading only".to_owned())
         });
         let term = index.state().term;
         let applied = index.state().applied;
+        let durable = journal.durable();
         let store = Arc::new(Store {
             care: CareState::new(applied, journal.bytes()),
             layout,
@@ -153,6 +161,7 @@ impl Store {
             disk,
             read_only,
             poison: OnceLock::new(),
+            durable: AtomicU64::new(durable.0),
             commit: Mutex::new(Committed { term }),
             opening_problems: Mutex::new(problems),
             _lock: lock,
@@ -185,6 +194,33 @@ impl Opener<'_> {
         Index::open(&self.layout.index, self.sealer.clone(), options)
     }
 
+    fn journal(
+        &self,
+        verify_from: Lsn,
+        must_reach: Lsn,
+        cut_after: Option<Lsn>,
+    ) -> Result<(Journal, RecoveryReport)> {
+        let options = JournalOptions {
+            verify_from,
+            must_reach,
+            cut_after,
+            unordered_tail: UnorderedTail::Cut,
+            ..JournalOptions::default()
+        };
+        Journal::open(self.disk.clone(), &self.layout.journal, self.id, options)
+    }
+
+    /// Makes durable what an earlier process appended to packs and did not sync: opening the journal did so
+    /// with the records, and from then on they count as durable.
+    fn sync_packs(&self, from: PackId) -> Result<()> {
+        let packs = &self.layout.packs;
+        for id in pack::list(&**self.disk, packs)?.into_iter().filter(|id| *id >= from) {
+            let path = pack::pack_path(packs, id);
+            self.disk.open(&path, true).and_then(|file| file.sync_data()).at("syncing", &path)?;
+        }
+        self.disk.sync_dir(packs).at("syncing", packs)
+    }
+
     /// Opens journal and index so that the index is at or behind the journal's end and on its chain. Tries
     /// the index as it is, then the checkpoints, newest first, then an empty one.
     fn journal_and_index(
@@ -197,17 +233,7 @@ impl Opener<'_> {
             if present { self.open_index().map_err(|e| e.to_string()) } else { Err("it is missing".into()) };
         let applied = first.as_ref().map_or(Lsn::ZERO, |i| i.state().applied);
         let witness = self.layout.checkpoints_made().first().map_or(applied, |(at, _)| applied.max(*at));
-        let (journal, report) = Journal::open(
-            self.disk.clone(),
-            &self.layout.journal,
-            self.id,
-            JournalOptions {
-                verify_from: applied,
-                must_reach: witness,
-                unordered_tail: UnorderedTail::Cut,
-                ..JournalOptions::default()
-            },
-        )?;
+        let (journal, report) = self.journal(applied, witness, None)?;
         let damaged = match &report.outcome {
             Outcome::Damaged(d) => {
                 let text = format!(
@@ -326,21 +352,23 @@ impl Opener<'_> {
         Ok(())
     }
 
-    /// Applies the records behind the index.
+    /// Applies the records behind the index. Returns where the journal is to be cut, if it must be: behind
+    /// the record before the first that names a chunk which the packs lost in a power cut.
     fn replay(
         &self,
         journal: &Journal,
         index: &Index,
         chunks: &ChunkStore,
+        damaged: bool,
         progress: Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<Lsn>> {
         let (applied, packed) = {
             let state = index.state();
             (state.applied, state.packed)
         };
         let last = journal.last().0;
         if applied >= last {
-            return Ok(());
+            return Ok(None);
         }
         for id in pack::list(&**self.disk, &self.layout.packs)? {
             if id < packed.0 {
@@ -361,9 +389,18 @@ impl Opener<'_> {
             )?;
         }
         let total = last.0 - applied.0;
+        let mut cut = None;
         for (done, framed) in journal.read_from(applied.next())?.enumerate() {
             let framed = framed?;
             let record = self.record(framed.lsn, framed.term, &framed.body)?;
+            if !damaged
+                && let Some(missing) = missing_chunk(&record, index, chunks)?
+                && self.synced_up_to(journal, framed.lsn)? < framed.lsn
+            {
+                tracing::warn!(lsn = %framed.lsn, chunk = %missing, "cut a journal tail whose chunks were lost");
+                cut = Some(index.state().applied);
+                break;
+            }
             // The low mark of the first record holds for all: what is behind it was scanned.
             let place = Place { lsn: framed.lsn, term: framed.term, chain: framed.chain.0, packed };
             index.apply(place, &record, chunks)?;
@@ -372,8 +409,18 @@ impl Opener<'_> {
             }
         }
         chunks.forget_found();
-        tracing::info!(from = %applied, to = %last, "journal replayed");
-        Ok(())
+        tracing::info!(from = %applied, to = %index.state().applied, "journal replayed");
+        Ok(cut)
+    }
+
+    /// The last record that any record from `lsn` on says was durable.
+    fn synced_up_to(&self, journal: &Journal, lsn: Lsn) -> Result<Lsn> {
+        let mut synced = Lsn::ZERO;
+        for framed in journal.read_from(lsn)? {
+            let framed = framed?;
+            synced = synced.max(self.record(framed.lsn, framed.term, &framed.body)?.durable);
+        }
+        Ok(synced)
     }
 
     fn record(&self, lsn: Lsn, term: Term, body: &[u8]) -> Result<Record> {
@@ -381,4 +428,28 @@ impl Opener<'_> {
         let plain = self.sealer.open(&record_aad(lsn, term), body).map_err(|e| bad(e.to_string()))?;
         Record::decode(&plain).map_err(|e| bad(e.to_string()))
     }
+}
+
+/// A chunk that applying the record needs and that is neither in the index nor was found in a pack.
+fn missing_chunk(record: &Record, index: &Index, chunks: &ChunkStore) -> Result<Option<ChunkId>> {
+    for edit in &record.edits {
+        let pieces = match edit {
+            Edit::PatchBlock { pieces, .. } => pieces.as_slice(),
+            // Of a version that is gone, apply ignores it, and its chunks may be gone as well.
+            Edit::Rebind { vol, ino, block, since, recipe } => {
+                let item = PendingBlock { vol: *vol, ino: *ino, block: *block, since: *since };
+                if index.block_version(&item)?.is_some() { recipe.pieces() } else { &[] }
+            }
+            _ => &[],
+        };
+        for piece in pieces {
+            if let Source::Chunk { id, .. } = &piece.source
+                && chunks.locate(id).is_none()
+                && index.chunk(id)?.is_none()
+            {
+                return Ok(Some(*id));
+            }
+        }
+    }
+    Ok(None)
 }

@@ -2,7 +2,7 @@
 //! its only writer, and it may be thrown away and rebuilt from a checkpoint and the journal.
 //!
 //! RocksDB's own log is off and its column families are flushed together; it never flushes by itself, so
-//! that what it holds on disk is never ahead of the synced journal ([`Index::flush`]).
+//! that what it holds on disk is never ahead of the synced journal ([`Index::begin_flush`]).
 
 pub mod apply;
 pub mod keys;
@@ -33,6 +33,9 @@ pub use view::{Version, View};
 const HEADS: &str = "heads";
 const HISTORY: &str = "history";
 const CHUNKS: &str = "chunks";
+const FAMILIES: [&str; 4] = ["default", HEADS, HISTORY, CHUNKS];
+/// How often a waiting flush is looked at.
+const FLUSH_POLL: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// Sizes of RocksDB's memory; see `store::config`.
 #[derive(Clone, Copy, Debug)]
@@ -118,8 +121,7 @@ impl Index {
     /// [`Error::Index`] when RocksDB refuses, [`Error::Corrupt`] when a row does not decode.
     pub fn open(path: &Path, sealer: Arc<Sealer>, options: IndexOptions) -> Result<Index> {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let families = ["default", HEADS, HISTORY, CHUNKS]
-            .map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
         let digest_key = sealer.digest_key();
         let index = Index {
@@ -225,7 +227,7 @@ impl Index {
 
     /// Bytes of memory that unflushed changes take.
     pub fn unflushed_bytes(&self) -> u64 {
-        ["default", HEADS, HISTORY, CHUNKS]
+        FAMILIES
             .iter()
             .filter_map(|name| self.family(name).ok())
             .filter_map(|cf| {
@@ -234,15 +236,34 @@ impl Index {
             .sum()
     }
 
-    /// Begins to write all applied changes to disk, and with `wait` also ends it. The caller has synced the
-    /// journal up to the applied LSN and holds the commit lock, so that nothing later gets in; without
-    /// `wait` the in-memory tables are switched before this returns.
-    pub fn flush(&self, wait: bool) -> Result<()> {
+    /// Begins to write all applied changes to disk. The caller has synced the journal up to the applied LSN
+    /// and holds the commit lock, so that nothing later gets in: the in-memory tables are switched before
+    /// this returns.
+    pub fn begin_flush(&self) -> Result<()> {
         let mut options = FlushOptions::default();
-        options.set_wait(wait);
-        let families =
-            [self.family("default")?, self.family(HEADS)?, self.family(HISTORY)?, self.family(CHUNKS)?];
+        options.set_wait(false);
+        let families = FAMILIES.iter().map(|name| self.family(name)).collect::<Result<Vec<_>>>()?;
         self.db.flush_cfs_opt(&families, &options).map_err(index_error)
+    }
+
+    /// Waits until what [`Index::begin_flush`] began is on disk. Asking RocksDB to flush and wait would switch
+    /// the tables again, and write changes whose records are not synced.
+    pub fn end_flush(&self) -> Result<()> {
+        let background_errors = self.number("default", rocksdb::properties::BACKGROUND_ERRORS)?;
+        for family in FAMILIES {
+            while self.number(family, rocksdb::properties::NUM_IMMUTABLE_MEM_TABLE)? > 0 {
+                if self.number("default", rocksdb::properties::BACKGROUND_ERRORS)? > background_errors {
+                    return Err(index_error("writing its tables failed"));
+                }
+                std::thread::sleep(FLUSH_POLL);
+            }
+        }
+        Ok(())
+    }
+
+    fn number(&self, family: &str, property: &rocksdb::properties::PropName) -> Result<u64> {
+        let value = self.db.property_int_value_cf(self.family(family)?, property).map_err(index_error)?;
+        value.ok_or_else(|| index_error("it has no such property"))
     }
 
     /// Makes a checkpoint (hard links) of what is on disk, in `path`, which must not exist. Unflushed

@@ -50,6 +50,9 @@ pub struct JournalOptions {
     pub must_reach: Lsn,
     /// Row 5 of the recovery table.
     pub unordered_tail: UnorderedTail,
+    /// Records behind this one are cut off as if they had been torn: what they refer to elsewhere did not
+    /// survive. The caller knows that none of them was promised to anybody.
+    pub cut_after: Option<Lsn>,
 }
 
 impl Default for JournalOptions {
@@ -59,6 +62,7 @@ impl Default for JournalOptions {
             verify_from: Lsn::ZERO,
             must_reach: Lsn::ZERO,
             unordered_tail: UnorderedTail::Damage,
+            cut_after: None,
         }
     }
 }

@@ -19,6 +19,7 @@
 //! | 12 | any other bad header | damage | |
 //! | 13 | an intact header of another store | [`Error::Corrupt`] | |
 //! | 14 | an intact header of another version | [`Error::Version`] | |
+//! | 14a | records behind [`JournalOptions::cut_after`] | torn tail | later segments removed first, newest first |
 //! | 15 | the mark of a failed sync, with 1, 2, 3 or 11 | as there | first, the last segment is rewritten |
 //!
 //! Damage: the journal is read-only up to there, and not a byte is changed; so too whenever it is opened
@@ -58,6 +59,8 @@ pub struct Found {
     /// Records whose checksum and chain were verified.
     pub verified: u64,
     temporaries: Vec<PathBuf>,
+    /// Segments wholly behind the cut that was asked for, oldest first.
+    behind_cut: Vec<PathBuf>,
     sync_failed: bool,
 }
 
@@ -73,6 +76,7 @@ pub fn inspect(disk: &dyn Disk, dir: &Path, store: StoreUuid, options: &JournalO
         outcome: Outcome::Created,
         verified: 0,
         temporaries: Vec::new(),
+        behind_cut: Vec::new(),
         sync_failed: false,
     };
     let mut firsts = Vec::new();
@@ -85,6 +89,11 @@ pub fn inspect(disk: &dyn Disk, dir: &Path, store: StoreUuid, options: &JournalO
         }
     }
     firsts.sort_unstable();
+    if let Some(cut) = options.cut_after {
+        let kept = firsts.partition_point(|first| *first <= cut).max(1).min(firsts.len());
+        found.behind_cut =
+            firsts.split_off(kept).into_iter().map(|first| segment::path_of(dir, first)).collect();
+    }
     let mut scan = Scan { disk, dir, store, options, chain: None, found };
     for (i, &first) in firsts.iter().enumerate() {
         let following = firsts.get(i + 1).copied();
@@ -157,6 +166,11 @@ impl Scan<'_> {
         self.found.segments.push(segment);
         match stopped? {
             Stop::Joined => Ok(None),
+            Stop::Cut => {
+                let (lsn, bytes) = (self.found.last.next(), bytes - end);
+                let detail = "what its records refer to is lost".to_owned();
+                Ok(Some(Outcome::TornTail(TornTail { file: path, offset: end, lsn, bytes, detail })))
+            }
             Stop::Overlap => Ok(Some(self.damage(path, end, "the next segment begins here too", true))),
             Stop::End => Ok(Some(match following {
                 None => Outcome::Clean,
@@ -183,6 +197,9 @@ impl Scan<'_> {
             match cursor.next(expect, &chain)? {
                 Step::Frame(_) if joined => return Ok(Stop::Overlap),
                 _ if joined => return Ok(Stop::Joined),
+                Step::Frame(_) if self.options.cut_after.is_some_and(|cut| expect > cut) => {
+                    return Ok(Stop::Cut);
+                }
                 Step::Frame(record) => {
                     segment.mark(expect, segment.end, chain);
                     segment.end = cursor.offset();
@@ -263,6 +280,8 @@ enum Stop {
     Joined,
     /// There too, but this segment holds that record as well.
     Overlap,
+    /// At the first record behind the cut that was asked for.
+    Cut,
     /// At the end of the file.
     End,
     /// At something that is not the next record.
@@ -322,6 +341,10 @@ pub fn repair(
 ) -> Result<Arc<dyn DiskFile>> {
     for leftover in found.temporaries.drain(..) {
         disk.remove(&leftover).at("removing", &leftover)?;
+    }
+    while let Some(path) = found.behind_cut.pop() {
+        disk.remove(&path).at("removing", &path)?;
+        disk.sync_dir(dir).at("syncing", dir)?;
     }
     let mut active = None;
     let torn = matches!(found.outcome, Outcome::TornTail(_));
