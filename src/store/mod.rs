@@ -28,7 +28,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::types::error::IoContext;
-use crate::types::limits::RECORD_BYTES_MAX;
+use crate::types::limits::{RECORD_BYTES_MAX, RECORD_EDITS_MAX};
 use crate::types::wire::Encoder;
 use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, Result, StoreUuid, Term, VolumeId};
 use chunks::ChunkStore;
@@ -94,7 +94,15 @@ impl Store {
     /// [`Error::ReadOnly`] as well.
     pub fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> Result<Lsn> {
         let record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
+        if record.edits.len() > RECORD_EDITS_MAX {
+            return Err(Error::Invalid(format!(
+                "{} changes are too many for one record",
+                record.edits.len()
+            )));
+        }
         let plain = record.encode();
+        #[cfg(test)]
+        assert_eq!(Record::decode(&plain).as_ref(), Ok(&record), "a record that recovery could not read");
         if plain.len() > RECORD_BYTES_MAX {
             return Err(Error::Invalid(format!(
                 "a change of {} bytes is too large for one record",

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use super::Store;
 use super::chunks::Stored;
 use super::index::Index;
+use super::index::keys;
 use super::index::scan::PendingBlock;
 use super::model::{Edit, Piece, Recipe, Source};
-use crate::types::limits::RECIPE_PIECES_TARGET;
+use crate::types::limits::{RECIPE_PIECES_PATCHED_MAX, RECIPE_PIECES_TARGET, SMALL_HOLE_BYTES};
 use crate::types::{Lsn, Result};
 
 /// Block versions that one record rebinds.
@@ -35,6 +36,31 @@ impl Store {
         Ok(seen)
     }
 
+    /// Rewrites the blocks that `edits` are about to patch and that are in too many pieces already: each
+    /// patch costs as much as the block has pieces.
+    pub fn defragment(&self, edits: &[Edit]) -> Result<()> {
+        for edit in edits {
+            let Edit::PatchBlock { vol, ino, block, .. } = edit else { continue };
+            let Some((since, pieces)) = self.index.block_pieces(&keys::block(*vol, *ino, *block))? else {
+                continue;
+            };
+            if pieces < RECIPE_PIECES_PATCHED_MAX {
+                continue;
+            }
+            let item = PendingBlock { vol: *vol, ino: *ino, block: *block, since };
+            self.rebind_now(&item)?;
+        }
+        Ok(())
+    }
+
+    fn rebind_now(&self, item: &PendingBlock) -> Result<()> {
+        let Some(recipe) = self.index.block_version(item)? else { return Ok(()) };
+        let (recipe, pins) = self.rewritten(&recipe)?;
+        self.commit(vec![rebind(item, recipe)], None)?;
+        drop(pins);
+        Ok(())
+    }
+
     /// The same bytes with inline runs (of a fragmented block: all runs) as chunks.
     fn rewritten(&self, recipe: &Recipe) -> Result<(Recipe, Vec<Stored>)> {
         let all = recipe.pieces().len() > RECIPE_PIECES_TARGET;
@@ -42,7 +68,7 @@ impl Store {
         let mut run: Vec<u8> = Vec::new();
         for piece in recipe.pieces() {
             let kept = match &piece.source {
-                Source::Hole => true,
+                Source::Hole => !all || piece.len >= SMALL_HOLE_BYTES,
                 Source::Inline(_) => false,
                 Source::Chunk { .. } => !all,
             };

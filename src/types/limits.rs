@@ -7,8 +7,12 @@ pub const FORMAT_VERSION: u32 = 1;
 pub const BLOCK_BYTES: u64 = 256 * 1024;
 /// Pieces a recipe may have before a background rewrite merges them.
 pub const RECIPE_PIECES_TARGET: usize = 32;
-/// Pieces a decoder accepts in one recipe (one per byte run of a block can never be more).
-pub const RECIPE_PIECES_MAX: usize = 4096;
+/// Pieces at which a block is rewritten before it is patched again, so that patching stays cheap.
+pub const RECIPE_PIECES_PATCHED_MAX: usize = 512;
+/// Holes smaller than this become zeros when a block of many pieces is rewritten.
+pub const SMALL_HOLE_BYTES: u32 = 4096;
+/// Pieces a decoder accepts in one recipe: one for each byte, of which there can never be more.
+pub const RECIPE_PIECES_MAX: usize = BLOCK_BYTES as usize;
 /// Inline bytes that a block may keep for good: smaller than the overhead of a chunk is worth.
 pub const INLINE_KEEP_BYTES: usize = 512;
 

@@ -144,6 +144,7 @@ impl Volume {
         if live.committed_size > size {
             self.remove_range(ino, size, live.committed_size, live.committed_size, &mut edits)?;
         }
+        self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;
         live.attrs = attrs;
         live.committed_size = size;

@@ -3,12 +3,15 @@
 
 use super::flush::patch_edits;
 use super::{FsError, FsResult, Volume};
-use crate::store::model::{Edit, FileKind, Piece};
+use crate::store::model::{Edit, FileKind, Piece, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use crate::types::{Ino, Lsn};
 
 /// Bytes that one record copies: bounds the time for which the append lock is held.
 const COPY_BYTES_PER_RECORD: u64 = 64 << 20;
+/// Pieces and inline bytes after which the next record begins, so that none grows too large.
+const COPY_PIECES_PER_RECORD: usize = 16 * 1024;
+const COPY_INLINE_BYTES_PER_RECORD: usize = 4 << 20;
 /// Bytes that one request copies; the kernel asks again for the rest.
 const COPY_BYTES_PER_REQUEST: u64 = 1 << 30;
 
@@ -21,6 +24,10 @@ pub struct CopySource {
     pub ino: Ino,
     /// From where.
     pub offset: u64,
+}
+
+fn inline_bytes(piece: &Piece) -> usize {
+    if let Source::Inline(bytes) = &piece.source { bytes.len() } else { 0 }
 }
 
 impl Volume {
@@ -70,17 +77,13 @@ impl Volume {
         if live.attrs.kind != FileKind::File {
             return Err(FsError::Invalid("not a regular file"));
         }
-        // A write that came since the flush lies in the way of recipes; the copy would be covered by it.
-        let before = live.dirty.bytes();
-        live.dirty.punch(offset, offset + len);
-        self.shared.budget.give(before.saturating_sub(live.dirty.bytes()));
         // Read now: the source may be the same file, or have been cut since it was looked at.
         let source = self.inode(from.at, from.ino)?.item;
         let len = len.min(source.attrs.size.saturating_sub(from.offset));
         if len == 0 {
             return Ok(0);
         }
-        let end = from.offset + len;
+        let mut end = from.offset + len;
         let view = self.view(from.at);
         let mut pieces: Vec<Piece> = Vec::new();
         for block in from.offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
@@ -91,7 +94,13 @@ impl Volume {
                 (end.min(start + BLOCK_BYTES) - start) as u32,
                 &mut pieces,
             );
+            let inline: usize = pieces.iter().map(inline_bytes).sum();
+            if pieces.len() > COPY_PIECES_PER_RECORD || inline > COPY_INLINE_BYTES_PER_RECORD {
+                end = end.min(start + BLOCK_BYTES);
+                break;
+            }
         }
+        let len = end - from.offset;
         let now = self.shared.now();
         let mut attrs = live.attrs.clone();
         let committed = live.committed_size.max(offset + len);
@@ -99,7 +108,11 @@ impl Volume {
         attrs.size = committed;
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs }];
         patch_edits(self.vol, ino, offset, &pieces, &mut edits);
-        self.commit(edits, None)?;
+        self.shared.commit_patches(edits)?;
+        // A write that came since the flush lies in the way of what was copied.
+        let before = live.dirty.bytes();
+        live.dirty.punch(offset, offset + len);
+        self.shared.budget.give(before.saturating_sub(live.dirty.bytes()));
         live.committed_size = committed;
         live.attrs.size = live.attrs.size.max(committed);
         (live.attrs.mtime, live.attrs.ctime) = (now, now);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{FsError, FsResult, Volume, attr};
+use crate::store::Store;
 use crate::store::model::{FileKind, Inode, Recipe, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use crate::types::{ChunkId, Error, Ino, Lsn};
@@ -61,50 +62,7 @@ impl Volume {
         let blocks = (offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES)
             .map(|block| Ok((block, view.block(inode, ino, block)?)))
             .collect::<FsResult<Vec<_>>>()?;
-        self.assemble(&blocks, offset, end)
-    }
-
-    /// Puts together the bytes `offset..end` of these consecutive blocks. The chunks they need are read at
-    /// once, so that they are decoded on all cores.
-    fn assemble(&self, blocks: &[(u64, Recipe)], offset: u64, end: u64) -> FsResult<Vec<u8>> {
-        let mut pieces = Vec::new();
-        for (block, recipe) in blocks {
-            let start = block * BLOCK_BYTES;
-            let (lo, hi) = (offset.max(start) - start, end.min(start + BLOCK_BYTES) - start);
-            recipe.slice_into(lo as u32, hi as u32, &mut pieces);
-        }
-        let mut wanted: Vec<ChunkId> = Vec::new();
-        for piece in &pieces {
-            if let Source::Chunk { id, .. } = &piece.source
-                && wanted.last() != Some(id)
-            {
-                wanted.push(*id);
-            }
-        }
-        let store = &self.shared.store;
-        let chunks = store.chunks().read_all(store.index(), wanted.clone());
-        let mut chunks = wanted.into_iter().zip(chunks).peekable();
-        let mut current: Option<(ChunkId, Arc<Vec<u8>>)> = None;
-        let mut out = Vec::with_capacity((end - offset) as usize);
-        for piece in &pieces {
-            let len = piece.len as usize;
-            match &piece.source {
-                Source::Hole => out.resize(out.len() + len, 0),
-                Source::Inline(bytes) => out.extend_from_slice(bytes),
-                Source::Chunk { id, offset } => {
-                    if current.as_ref().map(|(current, _)| current) != Some(id) {
-                        let (id, bytes) = chunks.next().ok_or(FsError::Invalid("chunks out of step"))?;
-                        current = Some((id, bytes?));
-                    }
-                    let bytes =
-                        current.as_ref().and_then(|(_, b)| b.get(*offset as usize..*offset as usize + len));
-                    let short =
-                        || Error::corrupt("recipe", id.to_string(), "it reaches past its chunk's end");
-                    out.extend_from_slice(bytes.ok_or_else(short)?);
-                }
-            }
-        }
-        Ok(out)
+        assemble(&self.shared.store, &blocks, offset, end)
     }
 
     /// Whether a write of `len` bytes would have to wait for sealing; then it belongs on a thread that may
@@ -120,6 +78,9 @@ impl Volume {
     /// [`FsError::TooLarge`], [`FsError::NotFound`], no space.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_privileges: bool) -> FsResult<()> {
         self.check_writable()?;
+        if data.is_empty() {
+            return Ok(());
+        }
         let len = data.len() as u64;
         let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooLarge)?;
         self.shared.budget.take(len)?;
@@ -153,6 +114,52 @@ impl Volume {
         }
         Ok(added)
     }
+}
+
+/// Puts together the bytes `offset..end` of these consecutive blocks. The chunks they need are read at
+/// once, so that they are decoded on all cores.
+pub(super) fn assemble(
+    store: &Arc<Store>,
+    blocks: &[(u64, Recipe)],
+    offset: u64,
+    end: u64,
+) -> FsResult<Vec<u8>> {
+    let mut pieces = Vec::new();
+    for (block, recipe) in blocks {
+        let start = block * BLOCK_BYTES;
+        let (lo, hi) = (offset.max(start) - start, end.min(start + BLOCK_BYTES) - start);
+        recipe.slice_into(lo as u32, hi as u32, &mut pieces);
+    }
+    let mut wanted: Vec<ChunkId> = Vec::new();
+    for piece in &pieces {
+        if let Source::Chunk { id, .. } = &piece.source
+            && wanted.last() != Some(id)
+        {
+            wanted.push(*id);
+        }
+    }
+    let chunks = store.chunks().read_all(store.index(), wanted.clone());
+    let mut chunks = wanted.into_iter().zip(chunks).peekable();
+    let mut current: Option<(ChunkId, Arc<Vec<u8>>)> = None;
+    let mut out = Vec::with_capacity((end - offset) as usize);
+    for piece in &pieces {
+        let len = piece.len as usize;
+        match &piece.source {
+            Source::Hole => out.resize(out.len() + len, 0),
+            Source::Inline(bytes) => out.extend_from_slice(bytes),
+            Source::Chunk { id, offset } => {
+                if current.as_ref().map(|(current, _)| current) != Some(id) {
+                    let (id, bytes) = chunks.next().ok_or(FsError::Invalid("chunks out of step"))?;
+                    current = Some((id, bytes?));
+                }
+                let bytes =
+                    current.as_ref().and_then(|(_, b)| b.get(*offset as usize..*offset as usize + len));
+                let short = || Error::corrupt("recipe", id.to_string(), "it reaches past its chunk's end");
+                out.extend_from_slice(bytes.ok_or_else(short)?);
+            }
+        }
+    }
+    Ok(out)
 }
 
 /// Uncommitted bytes of a range, copied out of a cell.

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::cell::{Cell, Live};
-use super::extents::Run;
+use super::extents::{Run, copy_over};
+use super::file::assemble;
 use super::{FsError, FsResult, Shared, Volume};
 use crate::store::chunks::{Stored, pool::Pool};
 use crate::store::model::{Edit, Piece, Source};
@@ -19,6 +20,10 @@ use crate::types::{Ino, Lsn, VolumeId};
 
 /// An fsync of no more than this journals the bytes themselves; a rebind makes chunks of them later.
 const INLINE_BYTES_MAX: u64 = 64 * 1024;
+/// Runs in one block beyond which they are joined.
+const RUNS_PER_BLOCK_MAX: usize = 16;
+/// Edits after which a flush begins another record.
+const EDITS_PER_RECORD: usize = 4096;
 /// How often the flusher looks for files whose time has come.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -54,7 +59,11 @@ impl Shared {
             (runs, live.attrs.size)
         };
         let taken: u64 = runs.iter().map(|(_, run)| run.len() as u64).sum();
-        let sealed = self.seal(&runs, reason, growing);
+        let sealed = self.joined(vol, cell.ino, &runs).and_then(|joined| {
+            // Of joined runs no tail is left: it would hold bytes that nobody's write had paid for.
+            let whole = reason == Reason::Full && joined.len() < runs.len();
+            self.seal(&joined, if whole { Reason::Age } else { reason }, growing)
+        });
         let mut live = cell.state.write();
         let result = sealed.and_then(|sealed| self.commit_runs(vol, cell.ino, &mut live, sealed));
         live.sealing.clear();
@@ -117,13 +126,25 @@ impl Shared {
         let all = live.dirty.is_empty() && sealed.tail.is_none();
         // A size never covers what is not committed yet, or a crash would leave zeros in its place.
         let committed = if all { live.attrs.size } else { live.committed_size.max(end).min(live.attrs.size) };
-        let mut attrs = live.attrs.clone();
-        attrs.size = committed;
-        let mut edits = vec![Edit::PutInode { vol, ino, attrs }];
+        let put = |size: u64| {
+            let mut attrs = live.attrs.clone();
+            attrs.size = size;
+            Edit::PutInode { vol, ino, attrs }
+        };
+        let mut edits = vec![put(committed)];
+        let mut reached = live.committed_size;
         for (offset, pieces) in &sealed.runs {
+            if edits.len() > EDITS_PER_RECORD {
+                // What was flushed so far, in a record of its own; runs come in order.
+                edits.push(put(reached.min(committed)));
+                edits.swap_remove(0);
+                self.commit_patches(std::mem::take(&mut edits))?;
+                edits.push(put(committed));
+            }
             patch_edits(vol, ino, *offset, pieces, &mut edits);
+            reached = reached.max(offset + pieces.iter().map(|p| u64::from(p.len)).sum::<u64>());
         }
-        self.store.commit(edits, None)?;
+        self.commit_patches(edits)?;
         live.committed_size = committed;
         let mut left = 0;
         if let Some((offset, bytes)) = &sealed.tail {
@@ -131,6 +152,44 @@ impl Shared {
         }
         live.dirty_since = (!all).then(Instant::now);
         Ok(left)
+    }
+
+    /// Commits edits that patch blocks.
+    pub(super) fn commit_patches(&self, edits: Vec<Edit>) -> FsResult<()> {
+        self.store.defragment(&edits)?;
+        self.store.commit(edits, None)?;
+        Ok(())
+    }
+
+    /// The runs, where a block has many of them joined over the committed bytes between them: each would
+    /// become a piece for good, and patching costs as much as a block has pieces. The caller holds the flush
+    /// lock, so nothing else commits bytes of the file.
+    fn joined(&self, vol: VolumeId, ino: Ino, runs: &[Run]) -> FsResult<Vec<Run>> {
+        let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+        let block_of = |(at, run): &Run| {
+            let block = at / BLOCK_BYTES;
+            (!run.is_empty() && (at + run.len() as u64 - 1) / BLOCK_BYTES == block).then_some(block)
+        };
+        for group in runs.chunk_by(|a, b| block_of(a).is_some() && block_of(a) == block_of(b)) {
+            let (Some((from, _)), Some((last, run))) = (group.first(), group.last()) else { continue };
+            if group.len() <= RUNS_PER_BLOCK_MAX {
+                joined.extend_from_slice(group);
+                continue;
+            }
+            let end = last + run.len() as u64;
+            let view = self.store.view(vol, None);
+            let block = from / BLOCK_BYTES;
+            let recipe = match view.inode(ino)? {
+                Some(inode) => view.block(&inode.item, ino, block)?,
+                None => return Err(FsError::NotFound),
+            };
+            let mut bytes = assemble(&self.store, &[(block, recipe)], *from, end)?;
+            for (at, run) in group {
+                copy_over(*at, run, *from, &mut bytes);
+            }
+            joined.push((*from, Arc::new(bytes)));
+        }
+        Ok(joined)
     }
 
     /// Commits what the cell holds if any of it lies below `size`. The caller holds the flush lock.

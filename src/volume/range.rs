@@ -135,6 +135,7 @@ impl Volume {
         }
         attrs.ctime = now;
         edits.insert(0, Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() });
+        self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;
         live.committed_size = attrs.size;
         live.attrs = attrs;

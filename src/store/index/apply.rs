@@ -270,7 +270,10 @@ impl Txn<'_> {
             },
         };
         let before = self.public_recipe(key, &old)?;
-        if before.data_bytes() != recipe.data_bytes() {
+        // Small holes may have become zeros; never the other way, which would lose data.
+        let (had, has) = (before.data_bytes(), recipe.data_bytes());
+        if has < had {
+            self.clear_pending(key, since);
             return Ok(());
         }
         for id in recipe.chunks() {
@@ -282,7 +285,15 @@ impl Txn<'_> {
         }
         self.release_block(key, since, Some(&before))?;
         self.clear_pending(key, since);
-        Ok(())
+        let vol = keys::volume_of(key);
+        if let Some(volume) = self.state.volume_mut(vol).filter(|_| has > had) {
+            let total = if end.is_none() { &mut volume.live_bytes } else { &mut volume.history_bytes };
+            *total = total.saturating_add(has - had);
+        }
+        match keys::ino_of(key) {
+            Some(ino) if end.is_none() => self.add_data_bytes(vol, ino, has, had),
+            _ => Ok(()),
+        }
     }
 
     fn snapshot_create(&mut self, vol: VolumeId, spec: &SnapshotSpec, record: &Record) -> Result<()> {

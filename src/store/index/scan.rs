@@ -183,6 +183,13 @@ impl Index {
         stored.map(|s| self.item(&key, &s)).transpose()
     }
 
+    /// Where the head of a block began, and in how many pieces it is.
+    pub fn block_pieces(&self, key: &[u8]) -> Result<Option<(Lsn, usize)>> {
+        let Some(stored) = self.head(key)? else { return Ok(None) };
+        let pieces = Recipe::piece_count(&stored.public).map_err(|e| damaged(key, e))?;
+        Ok(Some((stored.since, pieces)))
+    }
+
     /// What is known of a chunk.
     pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
         self.get(CHUNKS, &id.0)?.map(|v| ChunkEntry::decode(&v).map_err(|e| damaged(&id.0, e))).transpose()

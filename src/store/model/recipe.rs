@@ -172,6 +172,14 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// How many pieces a public half has.
+    ///
+    /// # Errors
+    /// As [`Item::join`].
+    pub fn piece_count(public: &[u8]) -> Result<usize, WireError> {
+        Decoder::new(public).count(RECIPE_PIECES_MAX, "piece count")
+    }
+
     /// Reads the pieces; inline bytes come from `inline`, where it is given.
     fn decode_pieces(
         d: &mut Decoder<'_>,

@@ -1,6 +1,6 @@
 //! Every bug that the histories found, as the few steps that show it.
 
-use super::ops::{Op, Op::*, Setup};
+use super::ops::{Op, Setup};
 use super::points::history;
 use super::*;
 
@@ -16,24 +16,24 @@ fn check(setup: Setup, ops: &[Op]) {
 #[test]
 fn removing_a_large_orphan_leaves_it_readable_in_snapshots() {
     let ops = [
-        Make { dir: 0, name: 0, kind: 0, mode: 0 },
-        Remove { entry: 0, wrong: false },
-        Write { file: 0, offset: 16_777_216, len: 1, seed: 1 },
-        Snapshot { hold: false },
-        RemoveOrphan { orphan: 0 },
+        Op::Make { dir: 0, name: 0, kind: 0, mode: 0 },
+        Op::Remove { entry: 0, wrong: false },
+        Op::Write { file: 0, offset: 16_777_216, len: 1, seed: 1 },
+        Op::Snapshot { hold: false },
+        Op::RemoveOrphan { orphan: 0 },
     ];
     check(PLAIN, &ops);
 }
 
 /// The lengths of all packs.
-fn pack_lengths(bench: &Bench) -> Vec<(std::path::PathBuf, u64)> {
+fn pack_lengths(bench: &Bench) -> Vec<(PathBuf, u64)> {
     let packs = &bench.store().layout().packs;
     let all = std::fs::read_dir(packs).unwrap().map(|e| e.unwrap());
     all.map(|e| (e.path(), e.metadata().unwrap().len())).collect()
 }
 
 /// A store with a synced file, then one whose chunks are packed and named but not synced, then a name.
-fn unsynced_chunks(then_sync: bool) -> (Bench, Vec<(std::path::PathBuf, u64)>, Ino, Ino) {
+fn unsynced_chunks(then_sync: bool) -> (Bench, Vec<(PathBuf, u64)>, Ino, Ino) {
     let bench = Bench::new(quiet());
     let first = bench.file(Ino::ROOT, "first");
     bench.write(first, 0, &noise(1, 400_000));
@@ -54,7 +54,7 @@ fn unsynced_chunks(then_sync: bool) -> (Bench, Vec<(std::path::PathBuf, u64)>, I
     (bench, lengths, first, second)
 }
 
-fn lose_pack_tails(lengths: &[(std::path::PathBuf, u64)]) {
+fn lose_pack_tails(lengths: &[(PathBuf, u64)]) {
     for (path, len) in lengths {
         std::fs::File::options().write(true).open(path).unwrap().set_len(*len).unwrap();
     }
@@ -88,4 +88,107 @@ fn a_lost_chunk_that_was_durable_is_damage_and_not_cut_away() {
     lose_pack_tails(&lengths);
     let e = bench.try_open().unwrap_err().to_string();
     assert!(e.contains("is in no pack"), "{e}");
+}
+
+/// The most pieces that a block of the volume is in.
+fn most_pieces(bench: &Bench, ino: Ino) -> usize {
+    let view = bench.main().view(None);
+    let inode = view.inode(ino).unwrap().unwrap().item;
+    let mut most = 0;
+    view.blocks(&inode, ino, 0, |_, recipe| {
+        most = most.max(recipe.pieces().len());
+        Ok(true)
+    })
+    .unwrap();
+    most
+}
+
+/// A recipe of more pieces than a decoder accepted, and a record of more edits, could be written but not
+/// read: the store did not open any more.
+#[test]
+fn scattered_bytes_are_joined_into_few_pieces() {
+    let mut bench = Bench::new(quiet());
+    let file = bench.file(Ino::ROOT, "f");
+    let mut expected = vec![0; 240_001];
+    for i in (0..=240_000).step_by(2) {
+        bench.write(file, i, &[i as u8 | 1]);
+        expected[i as usize] = i as u8 | 1;
+    }
+    bench.volumes().sync().unwrap();
+    assert!(most_pieces(&bench, file) < 40, "{}", most_pieces(&bench, file));
+    bench.crash();
+    assert_eq!(bench.read(None, file), expected);
+    bench.fsck();
+}
+
+#[test]
+fn bytes_written_and_synced_one_by_one_do_not_pile_up() {
+    let mut bench = Bench::new(quiet());
+    let file = bench.file(Ino::ROOT, "f");
+    let mut expected = vec![0; 6001];
+    for i in (0..=6000).step_by(2) {
+        bench.write(file, i, &[i as u8 | 1]);
+        bench.main().commit_file(file).unwrap();
+        expected[i as usize] = i as u8 | 1;
+    }
+    assert!(most_pieces(&bench, file) <= 1024, "{}", most_pieces(&bench, file));
+    let at = bench.snapshot("s");
+    for i in (0..=6000).step_by(5) {
+        bench.main().allocate(file, i, 1, Allocate::Punch, None).unwrap();
+        expected[i as usize] = 0;
+    }
+    let copy = bench.file(Ino::ROOT, "copy");
+    let source = |offset| CopySource { at: None, ino: file, offset };
+    for i in (0..=6000).step_by(3) {
+        bench.main().copy_range(source(i), copy, i, 1).unwrap();
+    }
+    assert!(most_pieces(&bench, copy) <= 1024);
+    bench.fsck();
+    bench.care();
+    bench.fsck();
+    bench.crash();
+    assert_eq!(bench.read(None, file), expected);
+    assert_eq!(bench.read(Some(at), file).iter().filter(|b| **b != 0).count(), 3001);
+    let copied: Vec<u8> = (0..=6000).map(|i| if i % 3 == 0 { expected[i] } else { 0 }).collect();
+    assert_eq!(bench.read(None, copy), copied);
+}
+
+#[test]
+fn a_file_of_very_many_runs_takes_several_records() {
+    let mut bench = Bench::new(Config { index_flush_records: 1_000_000, ..quiet() });
+    let file = bench.file(Ino::ROOT, "f");
+    for i in 0..110_000u64 {
+        bench.write(file, i * 20_000, b"x");
+    }
+    bench.volumes().sync().unwrap();
+    bench.crash();
+    assert_eq!(bench.main().getattr(None, file).unwrap().attrs.size, 109_999 * 20_000 + 1);
+    for i in (0..110_000u64).step_by(997) {
+        assert_eq!(bench.main().read(None, file, i * 20_000 - i.min(1), 3).unwrap()[i.min(1) as usize], b'x');
+    }
+}
+
+/// Copying what small fsyncs had journaled inline made one record of up to 64 MiB, which none may be.
+#[test]
+fn copying_much_inline_data_takes_several_records() {
+    let bench = Bench::new(quiet());
+    let file = bench.file(Ino::ROOT, "f");
+    let len = 20 << 20;
+    for i in 0..len / 60_000 + 1 {
+        bench.write(file, i * 60_000, &noise(i, 60_000));
+        bench.main().commit_file(file).unwrap();
+    }
+    let copy = bench.file(Ino::ROOT, "copy");
+    let source = CopySource { at: None, ino: file, offset: 0 };
+    assert_eq!(bench.main().copy_range(source, copy, 5, len).unwrap(), len);
+    let read = |ino, at| bench.main().read(None, ino, at, len as usize).unwrap();
+    assert!(read(copy, 5) == read(file, 0));
+}
+
+#[test]
+fn writing_nothing_changes_nothing() {
+    let bench = Bench::new(quiet());
+    let file = bench.file(Ino::ROOT, "f");
+    bench.write(file, 100, b"");
+    assert_eq!(bench.main().getattr(None, file).unwrap().attrs.size, 0);
 }
