@@ -55,6 +55,9 @@ pub const LINKS_MAX: u32 = 65_000;
 /// Largest file: what `off_t` can address.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 
+/// Blocks of the largest file.
+pub const FILE_BLOCKS_MAX: u64 = FILE_BYTES_MAX.div_ceil(BLOCK_BYTES);
+
 /// Longest snapshot or volume name.
 pub const SNAPSHOT_NAME_BYTES_MAX: usize = 128;
 /// Tags of one snapshot.

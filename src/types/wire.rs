@@ -179,6 +179,11 @@ impl<'a> Decoder<'a> {
         usize::try_from(n).ok().filter(|&n| n <= max).ok_or(WireError::Bad(what))
     }
 
+    /// A varint that no writer makes larger than `max`, so that reckoning with it cannot overflow.
+    pub fn number(&mut self, max: u64, what: &'static str) -> Result<u64, WireError> {
+        Some(self.varint()?).filter(|n| *n <= max).ok_or(WireError::Bad(what))
+    }
+
     /// A varint length of at most `max`, then that many bytes.
     pub fn bytes(&mut self, max: usize, what: &'static str) -> Result<&'a [u8], WireError> {
         let n = self.count(max, what)?;

@@ -74,18 +74,21 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn getattr(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Attr> {
+        // The cell first: while it is held here it stays, and what it commits meanwhile shows in both. The
+        // other way round a commit between the two would hide a write that had returned.
+        let cell = if at.is_none() { self.cell_if_any(ino) } else { None };
         let inode = self.inode(at, ino)?.item;
         let mut attr = Attr { ino, attrs: inode.attrs, data_bytes: inode.data_bytes };
-        if at.is_none()
-            && let Some(cell) = self.cell_if_any(ino)
-        {
+        if let Some(cell) = cell {
             let live = cell.state.read();
             if live.gone {
                 return Err(FsError::NotFound);
             }
             attr.attrs = live.attrs.clone();
-            attr.data_bytes =
-                (attr.data_bytes + live.dirty_bytes()).min(attr.attrs.size.next_multiple_of(4096));
+            attr.data_bytes = attr
+                .data_bytes
+                .saturating_add(live.dirty_bytes())
+                .min(attr.attrs.size.next_multiple_of(4096));
         }
         Ok(attr)
     }

@@ -352,9 +352,10 @@ impl Volume {
 
     /// Fails early where nothing may be written.
     fn check_writable(&self) -> FsResult<()> {
-        match self.shared.store.read_only() {
-            Some(reason) => Err(crate::types::Error::ReadOnly(reason).into()),
-            None => Ok(()),
+        if let Some(reason) = self.shared.store.read_only() {
+            return Err(crate::types::Error::ReadOnly(reason).into());
         }
+        let state = self.shared.store.index().state();
+        if state.volumes.get(&self.vol).is_some_and(|v| !v.deleted) { Ok(()) } else { Err(FsError::NotFound) }
     }
 }

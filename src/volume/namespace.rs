@@ -100,7 +100,7 @@ impl Volume {
             }
         }
         let mut parent_attrs = dir.attrs.clone();
-        parent_attrs.entries += 1;
+        parent_attrs.entries = parent_attrs.entries.saturating_add(1);
         (parent_attrs.mtime, parent_attrs.ctime) = (now, now);
         if node.kind == FileKind::Dir {
             attrs.parent = parent;
@@ -167,7 +167,7 @@ impl Volume {
             }
             let now = self.shared.now();
             let (mut dir_attrs, mut file_attrs) = (dir.attrs.clone(), file.recordable());
-            dir_attrs.entries += 1;
+            dir_attrs.entries = dir_attrs.entries.saturating_add(1);
             (dir_attrs.mtime, dir_attrs.ctime) = (now, now);
             file_attrs.nlink += 1;
             file_attrs.ctime = now;

@@ -161,6 +161,10 @@ impl ChunkStore {
                 Err(e) => failed = Some(e),
             }
         }
+        // A thread of the pool that died leaves a gap, and all bytes behind it would move.
+        if failed.is_none() && stored.chunks.len() != count {
+            failed = Some(Error::Invalid("a sealing thread died".into()));
+        }
         failed.map_or(Ok(stored), Err)
     }
 

@@ -55,6 +55,11 @@ impl Index {
 
 impl Txn<'_> {
     fn edit(&mut self, edit: &Edit, record: &Record) -> Result<()> {
+        // Who still has a deleted volume open may go on changing it; nothing of that must outlive the sweep.
+        let gone = |vol| self.state.volumes.get(&vol).is_none_or(|v| v.deleted);
+        if edit.volume_of_item().is_some_and(gone) {
+            return Ok(());
+        }
         match edit {
             Edit::PutInode { vol, ino, attrs } => self.put_inode(*vol, *ino, attrs),
             Edit::DelInode { vol, ino } => self.del_inode(*vol, *ino),
@@ -96,7 +101,7 @@ impl Txn<'_> {
             Edit::Forget { vol } => self.forget(*vol),
             Edit::VolumeCreate { vol, name } => {
                 self.state.volumes.insert(*vol, Volume::new(name.clone(), self.lsn));
-                self.state.next_volume = self.state.next_volume.max(vol.0 + 1);
+                self.state.next_volume = self.state.next_volume.max(vol.0.saturating_add(1));
                 self.state.volume_mut(*vol);
                 Ok(())
             }
@@ -151,7 +156,7 @@ impl Txn<'_> {
             return Ok(());
         }
         if let Some(mut inode) = self.inode(vol, ino)? {
-            inode.data_bytes = (inode.data_bytes + added).saturating_sub(removed);
+            inode.data_bytes = inode.data_bytes.saturating_add(added).saturating_sub(removed);
             self.amend(&keys::inode(vol, ino), &inode)?;
         }
         Ok(())
@@ -242,7 +247,7 @@ impl Txn<'_> {
         }
         self.add_data_bytes(vol, ino, 0, removed)?;
         // Blocks written after the cut stay; go on behind what was looked at.
-        let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b + 1);
+        let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b.saturating_add(1));
         match next.filter(|_| found.len() >= SWEEP_ITEMS_MAX) {
             Some(next) => {
                 let mut value = next.to_le_bytes().to_vec();
@@ -301,7 +306,7 @@ impl Txn<'_> {
         self.put_row(meta::snapshot(vol, self.lsn), snapshot.encode())?;
         let lsn = self.lsn;
         if let Some(volume) = self.state.volume_mut(vol) {
-            volume.next_view = volume.next_view.max(spec.view + 1);
+            volume.next_view = volume.next_view.max(spec.view.saturating_add(1));
             volume.snapshots.insert(lsn, snapshot);
         }
         Ok(())

@@ -332,7 +332,7 @@ impl<'a> Txn<'a> {
         if self.state.volumes.get(&vol).is_some_and(|v| v.next_ino <= ino.0)
             && let Some(volume) = self.state.volume_mut(vol)
         {
-            volume.next_ino = ino.0 + 1;
+            volume.next_ino = ino.0.saturating_add(1);
         }
     }
 

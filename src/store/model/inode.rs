@@ -2,7 +2,8 @@
 
 use super::{Item, Split};
 use crate::types::limits::{
-    CUTS_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
+    CUTS_MAX, FILE_BLOCKS_MAX, FILE_BYTES_MAX, INO_MAX, NAME_BYTES_MAX, SYMLINK_BYTES_MAX,
+    XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX,
 };
 use crate::types::wire::{Decoder, Encoder, WireError};
 use crate::types::{Ino, Lsn, Timestamp};
@@ -115,6 +116,16 @@ fn get_time(d: &mut Decoder<'_>) -> Result<Timestamp, WireError> {
     Ok(Timestamp { secs, nanos })
 }
 
+/// An inode number that can have been handed out, or 0.
+pub(super) fn get_ino(d: &mut Decoder<'_>) -> Result<Ino, WireError> {
+    d.number(INO_MAX, "inode number").map(Ino)
+}
+
+/// The number of a block that a file can have, or of the one behind the last.
+pub(super) fn get_block(d: &mut Decoder<'_>) -> Result<u64, WireError> {
+    d.number(FILE_BLOCKS_MAX, "block number")
+}
+
 impl Attrs {
     /// Appends the public fields.
     pub(super) fn encode_public(&self, e: &mut Encoder) {
@@ -135,16 +146,16 @@ impl Attrs {
             uid: d.u32()?,
             gid: d.u32()?,
             nlink: d.u32()?,
-            size: d.varint()?,
+            size: d.number(FILE_BYTES_MAX, "size")?,
             atime: get_time(d)?,
             mtime: get_time(d)?,
             ctime: get_time(d)?,
             btime: get_time(d)?,
             rdev: d.u32()?,
             generation: d.varint()?,
-            parent: Ino(d.varint()?),
-            entries: d.varint()?,
-            xattrs: u32::try_from(d.varint()?).map_err(|_| WireError::Bad("xattr count"))?,
+            parent: get_ino(d)?,
+            entries: d.number(INO_MAX, "entry count")?,
+            xattrs: d.number(XATTR_LIST_BYTES_MAX as u64, "xattr count")? as u32,
             target: Vec::new(),
         })
     }
@@ -178,7 +189,7 @@ impl Item for Inode {
         let data_bytes = d.varint()?;
         let count = d.count(CUTS_MAX, "cut count")?;
         let cuts = (0..count)
-            .map(|_| Ok(Cut { from: d.varint()?, to: d.varint()?, lsn: Lsn(d.varint()?) }))
+            .map(|_| Ok(Cut { from: get_block(&mut d)?, to: get_block(&mut d)?, lsn: Lsn(d.varint()?) }))
             .collect::<Result<_, WireError>>()?;
         d.end()?;
         if secret.len() > SYMLINK_BYTES_MAX {
@@ -207,9 +218,12 @@ impl Dirent {
 
     pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Dirent, WireError> {
         Ok(Dirent {
-            ino: Ino(d.varint()?),
+            ino: get_ino(d)?,
             kind: FileKind::from_u8(d.u8()?)?,
-            name: d.bytes(NAME_BYTES_MAX, "name")?.to_vec(),
+            name: match d.bytes(NAME_BYTES_MAX, "name")? {
+                [] => return Err(WireError::Bad("name")),
+                name => name.to_vec(),
+            },
         })
     }
 }
@@ -223,7 +237,7 @@ impl Item for Dirent {
 
     fn join(public: &[u8], secret: &[u8]) -> Result<Dirent, WireError> {
         let mut d = Decoder::new(public);
-        let (ino, kind) = (Ino(d.varint()?), FileKind::from_u8(d.u8()?)?);
+        let (ino, kind) = (get_ino(&mut d)?, FileKind::from_u8(d.u8()?)?);
         d.end()?;
         if secret.is_empty() || secret.len() > NAME_BYTES_MAX {
             return Err(WireError::Bad("name"));

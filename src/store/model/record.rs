@@ -1,6 +1,7 @@
 //! Records: one atomic change as its effects. Applying the same records in the same order gives the same
 //! tree everywhere; nothing here is evaluated against anything but the index itself.
 
+use super::inode::{get_block, get_ino};
 use super::{Attrs, Dirent, Piece, Recipe, Xattr};
 use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::wire::{Decoder, Encoder, WireError};
@@ -159,6 +160,31 @@ impl SnapshotSpec {
 }
 
 impl Edit {
+    /// The volume whose items or points it changes; `None` for what concerns volumes as such, and for what
+    /// only works off or rewrites what is there.
+    pub(in crate::store) fn volume_of_item(&self) -> Option<VolumeId> {
+        use Edit::*;
+        match self {
+            PutInode { vol, .. }
+            | DelInode { vol, .. }
+            | PutDirent { vol, .. }
+            | DelDirent { vol, .. }
+            | PatchBlock { vol, .. }
+            | DropBlocks { vol, .. }
+            | Cut { vol, .. }
+            | PutXattr { vol, .. }
+            | DelXattr { vol, .. }
+            | Orphan { vol, .. }
+            | SnapshotCreate { vol, .. }
+            | SnapshotDelete { vol, .. }
+            | SnapshotHold { vol, .. }
+            | Window { vol, .. }
+            | Forget { vol } => Some(*vol),
+            Reap { .. } | Rebind { .. } => None,
+            VolumeCreate { .. } | VolumeDelete { .. } | VolumeSweep { .. } | Term => None,
+        }
+    }
+
     fn encode(&self, e: &mut Encoder) {
         use Edit::*;
         match self {
@@ -241,7 +267,7 @@ impl Edit {
             VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),
             VOLUME_DELETE => Ok(Edit::VolumeDelete { vol }),
             VOLUME_SWEEP => Ok(Edit::VolumeSweep { vol }),
-            _ => Edit::decode_of_inode(tag, vol, Ino(d.varint()?), d),
+            _ => Edit::decode_of_inode(tag, vol, get_ino(d)?, d),
         }
     }
 
@@ -253,7 +279,7 @@ impl Edit {
             PUT_DIRENT => Edit::PutDirent { vol, parent: ino, hash: d.array()?, dirent: Dirent::decode(d)? },
             DEL_DIRENT => Edit::DelDirent { vol, parent: ino, hash: d.array()? },
             PATCH_BLOCK => {
-                let (block, offset) = (d.varint()?, d.u32()?);
+                let (block, offset) = (get_block(d)?, d.u32()?);
                 let pieces = Piece::decode_list(d)?;
                 let len: u64 = pieces.iter().map(|p| u64::from(p.len)).sum();
                 if u64::from(offset) + len > BLOCK_BYTES || pieces.is_empty() {
@@ -261,14 +287,14 @@ impl Edit {
                 }
                 Edit::PatchBlock { vol, ino, block, offset, pieces }
             }
-            DROP_BLOCKS => Edit::DropBlocks { vol, ino, from: d.varint()?, to: d.varint()? },
-            CUT => Edit::Cut { vol, ino, from: d.varint()?, to: d.varint()? },
+            DROP_BLOCKS => Edit::DropBlocks { vol, ino, from: get_block(d)?, to: get_block(d)? },
+            CUT => Edit::Cut { vol, ino, from: get_block(d)?, to: get_block(d)? },
             REAP => Edit::Reap { vol, ino, cut: Lsn(d.varint()?) },
             PUT_XATTR => Edit::PutXattr { vol, ino, hash: d.array()?, xattr: Xattr::decode(d)? },
             DEL_XATTR => Edit::DelXattr { vol, ino, hash: d.array()? },
             ORPHAN => Edit::Orphan { vol, ino, orphan: get_bool(d)? },
             REBIND => {
-                let (block, since) = (d.varint()?, Lsn(d.varint()?));
+                let (block, since) = (get_block(d)?, Lsn(d.varint()?));
                 Edit::Rebind { vol, ino, block, since, recipe: Recipe::new(Piece::decode_list(d)?) }
             }
             _ => return Err(WireError::Bad("edit kind")),

@@ -4,6 +4,7 @@
 //! `REWINDFS_TEST_CASES` sets how many histories are run.
 
 mod basic;
+mod hostile;
 mod model;
 mod names;
 mod ops;

@@ -45,6 +45,9 @@ impl Node {
     }
 
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if data.is_empty() {
+            return;
+        }
         let mut at = offset;
         let mut rest = data;
         while !rest.is_empty() {
