@@ -39,7 +39,7 @@ fn data(c: &mut Criterion) {
     group.throughput(Throughput::Bytes(text.len() as u64));
     let mut scratch = Vec::new();
     group.bench_function("zstd 1, text", |b| {
-        b.iter(|| codec::encode(1, black_box(&text), &mut scratch).1.len())
+        b.iter(|| codec::encode(1, black_box(&text), &mut scratch).1.len());
     });
     group.finish();
 }
@@ -62,7 +62,7 @@ fn small(c: &mut Criterion) {
     let mut group = c.benchmark_group("small");
     group.bench_function("seal, 20 B", |b| b.iter(|| sealer.seal(b"key", black_box(&[7; 20])).unwrap()));
     group.bench_function("name hash", |b| {
-        b.iter(|| sealer.name_hash(b"name", black_box(b"model.safetensors")))
+        b.iter(|| sealer.name_hash(b"name", black_box(b"model.safetensors")));
     });
     group.finish();
 }

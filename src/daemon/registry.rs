@@ -316,7 +316,7 @@ mod tests {
         registration.set_mounts(mounts.clone()).unwrap();
         match dir.look(&node) {
             Found::Running(entry) => assert_eq!((entry.mounts, entry.pid), (mounts, std::process::id())),
-            other => unreachable!("{other:?}"),
+            other => panic!("{other:?}"),
         }
         drop(listener);
         assert!(matches!(dir.look(&node), Found::Leaving(_)), "the socket refuses, the process lives");

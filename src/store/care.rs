@@ -199,9 +199,7 @@ impl Store {
             remove_tree(old)?;
         }
         // A checkpoint holds at least what its name says, so replay from it needs no older record.
-        if let Some((oldest, _)) =
-            kept.iter().take(CHECKPOINTS_KEPT).last().filter(|_| kept.len() >= CHECKPOINTS_KEPT)
-        {
+        if let Some((oldest, _)) = kept.get(CHECKPOINTS_KEPT - 1) {
             self.journal.remove_before(*oldest)?;
         }
         tracing::debug!(%at, "checkpoint made");

@@ -1,5 +1,6 @@
 //! The files of a store, and the small ones that say what it is.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use crate::types::disk::{read_file, replace_file};
@@ -63,7 +64,7 @@ impl Layout {
                 Some((Lsn(lsn), path))
             })
             .collect();
-        found.sort_by(|a, b| b.0.cmp(&a.0));
+        found.sort_by_key(|found| Reverse(found.0));
         found
     }
 

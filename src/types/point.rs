@@ -173,7 +173,7 @@ mod tests {
     fn time(text: &str) -> Timestamp {
         match text.parse() {
             Ok(Point::Time(t)) => t,
-            other => unreachable!("{text}: {other:?}"),
+            other => panic!("{text}: {other:?}"),
         }
     }
 

@@ -56,12 +56,12 @@ impl Volume {
             offset: (lo - block * BLOCK_BYTES) as u32,
             pieces: vec![Piece::hole((hi - lo) as u32)],
         };
-        if from % BLOCK_BYTES != 0 {
+        if !from.is_multiple_of(BLOCK_BYTES) {
             let block = from / BLOCK_BYTES;
             let end = if to_end { (block + 1) * BLOCK_BYTES } else { to.min((block + 1) * BLOCK_BYTES) };
             edits.push(hole(block, from, end));
         }
-        if !to_end && to % BLOCK_BYTES != 0 && to / BLOCK_BYTES >= first_whole {
+        if !to_end && !to.is_multiple_of(BLOCK_BYTES) && to / BLOCK_BYTES >= first_whole {
             edits.push(hole(to / BLOCK_BYTES, to / BLOCK_BYTES * BLOCK_BYTES, to));
         }
         if first_whole < last_whole {

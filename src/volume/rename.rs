@@ -152,7 +152,7 @@ impl Change<'_> {
         match (&self.target, self.mode) {
             (Some(target), RenameMode::Exchange) => edits.push(put(self.from, target)),
             _ => {
-                edits.push(Edit::DelDirent { vol, parent: self.from.0, hash: volume.name_hash(self.from.1) })
+                edits.push(Edit::DelDirent { vol, parent: self.from.0, hash: volume.name_hash(self.from.1) });
             }
         }
         edits.push(put(self.to, &self.source));

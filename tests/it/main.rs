@@ -13,6 +13,14 @@
 //! | `REWINDFS_TEST_DEADLINE_SECS` | longest run of one command | 300 |
 //! | `REWINDFS_TEST_WATCHDOG_SECS` | age at which a mount is torn down, so that a hung test fails | 1200 |
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test says what it expects and dies where that does not hold"
+)]
+
 mod differential;
 mod harness;
 mod layers;

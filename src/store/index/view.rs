@@ -17,6 +17,9 @@ pub struct Version<T> {
     pub item: T,
 }
 
+/// Called with the birth, the row and the key of each version met; false ends the scan.
+type Visit<'a> = dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool> + 'a;
+
 /// A volume as it is, or as it was at a point.
 #[derive(Clone)]
 pub struct View {
@@ -124,12 +127,7 @@ impl View {
         })
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        from: &[u8],
-        visit: &mut dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         let below = keys::after_prefix(prefix);
         match self.at {
             None => self.index.range(HEADS, from, &below, |key, value| {
@@ -142,13 +140,7 @@ impl View {
 
     /// Merges heads and history: of each key the version that `at` shows. Once a key is decided, both
     /// iterators seek past all its versions.
-    fn scan_past(
-        &self,
-        at: Lsn,
-        from: &[u8],
-        below: &[u8],
-        visit: &mut dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool>,
-    ) -> Result<()> {
+    fn scan_past(&self, at: Lsn, from: &[u8], below: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         // The history is opened after the heads: what leaves the heads in between is then seen there twice
         // at worst, and the head wins.
         let mut heads = self.index.iterate(HEADS, from, below)?;

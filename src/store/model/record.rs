@@ -33,46 +33,180 @@ pub struct SnapshotSpec {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Sets an inode's attributes, creating it where it was absent.
-    PutInode { vol: VolumeId, ino: Ino, attrs: Attrs },
+    PutInode {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// All of its attributes.
+        attrs: Attrs,
+    },
     /// Ends an inode and its extended attributes; its blocks are ended by `DropBlocks` or `Cut`.
-    DelInode { vol: VolumeId, ino: Ino },
+    DelInode {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+    },
     /// Sets a directory entry.
-    PutDirent { vol: VolumeId, parent: Ino, hash: [u8; 16], dirent: Dirent },
+    PutDirent {
+        /// The volume.
+        vol: VolumeId,
+        /// The directory.
+        parent: Ino,
+        /// The keyed hash of the name.
+        hash: [u8; 16],
+        /// The entry.
+        dirent: Dirent,
+    },
     /// Ends a directory entry.
-    DelDirent { vol: VolumeId, parent: Ino, hash: [u8; 16] },
+    DelDirent {
+        /// The volume.
+        vol: VolumeId,
+        /// The directory.
+        parent: Ino,
+        /// The keyed hash of the name.
+        hash: [u8; 16],
+    },
     /// Writes pieces over a block's bytes from `offset` on. The same record puts the inode.
-    PatchBlock { vol: VolumeId, ino: Ino, block: u64, offset: u32, pieces: Vec<Piece> },
+    PatchBlock {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The block.
+        block: u64,
+        /// The first byte within the block.
+        offset: u32,
+        /// What is written there.
+        pieces: Vec<Piece>,
+    },
     /// Ends the blocks `from..to`, few of them (`DIRECT_REMOVE_BLOCKS_MAX`).
-    DropBlocks { vol: VolumeId, ino: Ino, from: u64, to: u64 },
+    DropBlocks {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The first block.
+        from: u64,
+        /// The block behind the last.
+        to: u64,
+    },
     /// Ends the blocks `from..to` as of this record, however many: `Reap` records do the work later. The same
     /// record puts the inode before, or deletes it after.
-    Cut { vol: VolumeId, ino: Ino, from: u64, to: u64 },
+    Cut {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The first block.
+        from: u64,
+        /// The block behind the last.
+        to: u64,
+    },
     /// Does a bounded part of the work that the cut at `cut` left.
-    Reap { vol: VolumeId, ino: Ino, cut: Lsn },
+    Reap {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The LSN of the cut.
+        cut: Lsn,
+    },
     /// Sets an extended attribute. The same record puts the inode.
-    PutXattr { vol: VolumeId, ino: Ino, hash: [u8; 16], xattr: Xattr },
+    PutXattr {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The keyed hash of the name.
+        hash: [u8; 16],
+        /// The attribute.
+        xattr: Xattr,
+    },
     /// Ends an extended attribute. The same record puts the inode.
-    DelXattr { vol: VolumeId, ino: Ino, hash: [u8; 16] },
+    DelXattr {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The keyed hash of the name.
+        hash: [u8; 16],
+    },
     /// Notes that an inode without a name is (or is no longer) kept for those who have it open.
-    Orphan { vol: VolumeId, ino: Ino, orphan: bool },
+    Orphan {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// Whether it is kept.
+        orphan: bool,
+    },
     /// Gives a block version, named by its `since`, another representation of the same bytes.
-    Rebind { vol: VolumeId, ino: Ino, block: u64, since: Lsn, recipe: Recipe },
+    Rebind {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// The block.
+        block: u64,
+        /// The LSN at which the version began.
+        since: Lsn,
+        /// Its new representation.
+        recipe: Recipe,
+    },
     /// Makes this record's LSN a point.
-    SnapshotCreate { vol: VolumeId, spec: SnapshotSpec },
+    SnapshotCreate {
+        /// The volume.
+        vol: VolumeId,
+        /// What it is called and carries.
+        spec: SnapshotSpec,
+    },
     /// Begins to forget the snapshot at `at`.
-    SnapshotDelete { vol: VolumeId, at: Lsn },
+    SnapshotDelete {
+        /// The volume.
+        vol: VolumeId,
+        /// The LSN of the snapshot.
+        at: Lsn,
+    },
     /// Sets or lifts a hold.
-    SnapshotHold { vol: VolumeId, at: Lsn, hold: bool },
+    SnapshotHold {
+        /// The volume.
+        vol: VolumeId,
+        /// The LSN of the snapshot.
+        at: Lsn,
+        /// Whether it is held.
+        hold: bool,
+    },
     /// Moves the continuous window's floor: no LSN before it stays readable for its own sake.
-    Window { vol: VolumeId, floor: Lsn },
+    Window {
+        /// The volume.
+        vol: VolumeId,
+        /// The oldest LSN that stays readable.
+        floor: Lsn,
+    },
     /// Does a bounded part of the forgetting that deletions and the window left.
-    Forget { vol: VolumeId },
+    Forget {
+        /// The volume.
+        vol: VolumeId,
+    },
     /// Makes a volume; the same record puts its root.
-    VolumeCreate { vol: VolumeId, name: String },
+    VolumeCreate {
+        /// The volume.
+        vol: VolumeId,
+        /// Its name.
+        name: String,
+    },
     /// Gives up a volume; `VolumeSweep` records do the work.
-    VolumeDelete { vol: VolumeId },
+    VolumeDelete {
+        /// The volume.
+        vol: VolumeId,
+    },
     /// Does a bounded part of a volume's removal.
-    VolumeSweep { vol: VolumeId },
+    VolumeSweep {
+        /// The volume.
+        vol: VolumeId,
+    },
     /// A new reign begins.
     Term,
 }

@@ -2,7 +2,6 @@
 
 use super::ops::{Op, Setup};
 use super::points::history;
-use super::*;
 
 const PLAIN: Setup = Setup { encryption: false, window: true, eager: false, small: false, thorough: true };
 

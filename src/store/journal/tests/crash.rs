@@ -32,7 +32,7 @@ fn work(disk: &FaultyDisk, known: &mut Known, start: u64, steps: u64, options: J
     };
     for i in start..start + steps {
         let bodies: Vec<_> =
-            (0..1 + (i % 4 == 3) as u64 * 2).map(|k| body(i * 10 + k, length(i + k))).collect();
+            (0..1 + u64::from(i % 4 == 3) * 2).map(|k| body(i * 10 + k, length(i + k))).collect();
         let batch: Vec<_> = bodies.iter().map(|b| (Term(1), b.as_slice())).collect();
         let next = journal.next_lsn();
         match journal.append_many(&batch) {
