@@ -6,7 +6,7 @@ use std::time::Instant;
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Proptest, TestError, TestRunner};
 
-use super::model::{Node, PAGE, compare_all};
+use super::model::{Model, Node, PAGE, compare, compare_all};
 use super::ops::{Op, Setup, op, setup};
 use super::run::{Outcome, Run, Snap, agree, pick};
 use super::*;
@@ -106,16 +106,20 @@ impl Run {
     }
 
     pub fn lose_index(&mut self, keep: u8) -> Outcome {
-        let fingerprint = self.flushed_fingerprint(keep.is_multiple_of(2))?;
+        let fingerprint = self.flushed_fingerprint(keep % 2 == 0)?;
         let layout = self.bench.store().layout().clone();
         self.bench.drop_all();
         std::fs::remove_dir_all(&layout.index).map_err(|e| e.to_string())?;
         let mut checkpoints: Vec<_> =
             std::fs::read_dir(&layout.checkpoints).unwrap().map(|e| e.unwrap().path()).collect();
         checkpoints.sort();
-        // Of the checkpoints all, or only the newest, are left.
+        // All but the newest, or (as what a crash leaves) all but the oldest.
         if keep % 4 < 2 {
-            checkpoints.pop();
+            drop(checkpoints.pop())
+        } else {
+            drop(checkpoints.first().cloned())
+        }
+        if keep % 4 < 2 {
             for old in &checkpoints {
                 std::fs::remove_dir_all(old).map_err(|e| e.to_string())?;
             }
@@ -154,7 +158,7 @@ impl Run {
 
     pub fn look_back(&mut self, which: u8) -> Outcome {
         let volume = self.volume();
-        if which.is_multiple_of(2) || self.moments.is_empty() {
+        if which % 2 == 0 || self.moments.is_empty() {
             let all: Vec<usize> = (0..self.snaps.len()).collect();
             let Some(i) = pick(&all, which / 2) else { return Ok(()) };
             let snap = &self.snaps[i];
@@ -278,6 +282,8 @@ fn the_model_itself_is_right() {
     node.resize(PAGE - 1);
     node.resize(PAGE + 5);
     assert_eq!(node.read(PAGE - 2, 9), b"a\0\0\0\0\0\0");
+    let _: fn(&Volume, Option<Lsn>, Ino, &Node, bool) -> Result<(), String> = compare;
+    let _: fn(&Volume) -> Model = Model::new;
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 use super::ops::{Op, Setup};
 use super::points::history;
+use super::*;
+use crate::types::DiskFile;
+use std::path::Path;
 
 const PLAIN: Setup = Setup { encryption: false, window: true, eager: false, small: false, thorough: true };
 
@@ -190,4 +193,118 @@ fn writing_nothing_changes_nothing() {
     let file = bench.file(Ino::ROOT, "f");
     bench.write(file, 100, b"");
     assert_eq!(bench.main().getattr(None, file).unwrap().attrs.size, 0);
+}
+
+/// A disk that does something once, right after a pack was synced.
+struct HookDisk {
+    hook: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+}
+
+struct HookFile(Arc<dyn DiskFile>, Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+
+impl DiskFile for HookFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> std::io::Result<()> {
+        self.0.write_all_at(buf, offset)
+    }
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.0.sync_data()?;
+        let hook = self.1.lock().take();
+        if let Some(hook) = hook {
+            hook();
+        }
+        Ok(())
+    }
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+}
+
+impl Disk for HookDisk {
+    fn create(&self, path: &Path) -> std::io::Result<Arc<dyn DiskFile>> {
+        let file = OsDisk.create(path)?;
+        let pack = path.parent().is_some_and(|dir| dir.ends_with("packs"));
+        Ok(if pack { Arc::new(HookFile(file, self.hook.clone())) } else { file })
+    }
+    fn open(&self, path: &Path, write: bool) -> std::io::Result<Arc<dyn DiskFile>> {
+        OsDisk.open(path, write)
+    }
+    fn list(&self, dir: &Path) -> std::io::Result<Vec<std::ffi::OsString>> {
+        OsDisk.list(dir)
+    }
+    fn remove(&self, path: &Path) -> std::io::Result<()> {
+        OsDisk.remove(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> std::io::Result<()> {
+        OsDisk.rename(from, to)
+    }
+    fn sync_dir(&self, dir: &Path) -> std::io::Result<()> {
+        OsDisk.sync_dir(dir)
+    }
+    fn create_dir(&self, dir: &Path) -> std::io::Result<()> {
+        OsDisk.create_dir(dir)
+    }
+}
+
+/// The journal's sync covers records that came after the packs' sync; they are not durable yet.
+#[test]
+fn a_record_is_durable_only_with_its_chunks() {
+    let mut bench = Bench::new(quiet());
+    let hook = Arc::new(Mutex::default());
+    bench.drop_all();
+    bench.disk = Arc::new(HookDisk { hook: hook.clone() });
+    bench.open();
+    let (first, second) = (bench.file(Ino::ROOT, "first"), bench.file(Ino::ROOT, "second"));
+    bench.write(first, 0, &noise(1, 300_000));
+    bench.write(second, 0, &noise(2, 300_000));
+    let main = bench.main().clone();
+    *hook.lock() = Some(Box::new(move || main.commit_file(second).unwrap()));
+    bench.main().fsync(first).unwrap();
+    let store = bench.store();
+    assert!(hook.lock().is_none() && store.durable() < store.last());
+    let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let counter = syncs.clone();
+    *hook.lock() = Some(Box::new(move || drop(counter.fetch_add(1, Ordering::SeqCst))));
+    bench.main().fsync(second).unwrap();
+    assert_eq!((syncs.load(Ordering::SeqCst), store.durable()), (1, store.last()));
+}
+
+#[test]
+fn a_deleted_volume_cannot_be_changed_by_those_who_have_it_open() {
+    let bench = Bench::new(quiet());
+    bench.volumes().create("other", (1, 1)).unwrap();
+    let other = bench.volumes().open("other").unwrap();
+    let make = |name: &[u8]| other.make(Ino::ROOT, name, node(FileKind::File), None);
+    let file = make(b"f").unwrap().ino;
+    other.write(file, 0, &noise(1, 100_000), false).unwrap();
+    other.fsync(file).unwrap();
+    let large = SetAttr { size: Some(1 << 30), ..SetAttr::default() };
+    other.setattr(file, &large, None).unwrap();
+    other.write(file, 1 << 29, b"x", false).unwrap();
+    let create = SnapshotCreate { name: Some("s".into()), ..SnapshotCreate::default() };
+    bench.volumes().snapshot(&[other.id()], &create).unwrap();
+    other.setattr(file, &SetAttr { size: Some(5), ..SetAttr::default() }, None).unwrap();
+    other.write(file, 0, b"dirty", false).unwrap();
+    bench.volumes().delete("other").unwrap();
+    assert!(matches!(make(b"g"), Err(FsError::NotFound)));
+    bench.volumes().sync().unwrap();
+    bench.care();
+    assert!(make(b"h").is_err() && other.write(file, 0, b"more", false).is_err());
+    bench.volumes().sync().unwrap();
+    let mut rows = 0;
+    bench
+        .store()
+        .index()
+        .versions(|row| {
+            rows += usize::from(crate::store::index::keys::volume_of(row.key) == other.id());
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(rows, 0);
+    bench.fsck();
 }
