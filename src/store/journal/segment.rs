@@ -101,11 +101,14 @@ impl SegmentHeader {
         let mut d = Decoder::new(input);
         let covered = d.raw(CRC_AT).map_err(short)?;
         let crc = d.u32().map_err(short)?;
+        // What follows is padding up to the first frame; a byte in it that is not zero is damage as well.
+        let padding = d.rest().get(..(SEGMENT_HEADER_BYTES as usize).saturating_sub(CRC_AT + 4));
+        let padded = padding.unwrap_or(d.rest()).iter().all(|b| *b == 0);
         let mut d = Decoder::new(covered);
         if d.raw(MAGIC.len()).map_err(short)? != MAGIC {
             return Err(HeaderFault::Magic);
         }
-        if crc != crc32c::crc32c(covered) {
+        if crc != crc32c::crc32c(covered) || !padded {
             return Err(HeaderFault::Crc);
         }
         let version = d.u32().map_err(short)?;
