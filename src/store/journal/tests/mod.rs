@@ -1,6 +1,7 @@
 //! Tests of the journal as a whole: the recovery table row by row, every crash, concurrent syncs.
 
 mod crash;
+mod cut;
 mod faulty;
 mod live;
 mod table;
