@@ -50,12 +50,13 @@ pub fn quiet() -> Config {
 
 /// A store in a directory that goes away with it, its volumes and `main`.
 pub struct Bench {
-    dir: tempfile::TempDir,
     pub clock: Arc<ManualClock>,
     pub config: Config,
     pub disk: Arc<dyn Disk>,
     pub volumes: Option<Volumes>,
     pub main: Option<Arc<Volume>>,
+    /// Last: it goes when nobody writes to it any more.
+    dir: tempfile::TempDir,
 }
 
 impl Bench {

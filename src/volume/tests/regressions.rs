@@ -308,3 +308,20 @@ fn a_deleted_volume_cannot_be_changed_by_those_who_have_it_open() {
     assert_eq!(rows, 0);
     bench.fsck();
 }
+
+/// The flush of the index waited for ever when RocksDB could not write.
+#[test]
+fn a_failing_index_poisons_the_store_and_nobody_waits() {
+    let mut bench = Bench::new(quiet());
+    bench.file(Ino::ROOT, "f");
+    let index = bench.store().layout().index.clone();
+    std::fs::remove_dir_all(&index).unwrap();
+    assert!(bench.store().flush_index().is_err());
+    assert!(bench.main().make(Ino::ROOT, b"g", node(FileKind::File), None).is_err());
+    assert!(bench.store().read_only().is_some());
+    bench.volumes().close().unwrap();
+    bench.crash();
+    bench.main().lookup(None, Ino::ROOT, b"f").unwrap();
+    bench.file(Ino::ROOT, "g");
+    bench.fsck();
+}
