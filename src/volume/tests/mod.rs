@@ -9,6 +9,7 @@ mod model;
 mod names;
 mod ops;
 mod points;
+mod power;
 mod regressions;
 mod run;
 mod stress;

@@ -39,6 +39,8 @@ impl Run {
 
     /// Commits everything, and says what the index then is.
     pub fn flushed_fingerprint(&mut self, close: bool) -> Outcome<Fingerprint> {
+        // A round of the care thread that began before it was paused must not add a record any more.
+        self.bench.volumes().quiesced(|_| ()).map_err(|e| e.to_string())?;
         self.sync()?;
         if close {
             self.bench.volumes().close().map_err(|e| format!("close: {e}"))?;

@@ -2,7 +2,7 @@
 
 mod crash;
 mod cut;
-mod faulty;
+pub(crate) mod faulty;
 mod live;
 mod table;
 
