@@ -21,4 +21,15 @@ pub mod text;
 
 // `cli` sits above `daemon` and must not reach past it.
 pub use crate::store::keys::{KeyMaterial, keyfile};
-pub use crate::store::{CreateOptions, Created, create};
+pub use crate::store::{CreateOptions, Created};
+
+/// Makes a store with its first volume, `main`.
+///
+/// # Errors
+/// As [`crate::store::create`].
+pub fn create(path: &std::path::Path, options: &CreateOptions) -> Result<Created, protocol::ControlError> {
+    let created = crate::store::create(path, options)?;
+    // Opening it for writing is what makes the volume, and proves that the key opens the store.
+    drop(offline::open_for(path, created.key_file.as_deref(), crate::store::OpenMode::ReadWrite)?);
+    Ok(created)
+}

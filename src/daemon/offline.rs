@@ -1,6 +1,7 @@
-//! The same work without a server: the store is opened in this process for one command.
+//! The same work without a server: the store is opened in this process for one command, and only as far as
+//! that command needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::client::Backend;
@@ -8,21 +9,22 @@ use super::control::Local;
 use super::handler::Handler;
 use super::protocol::{ControlError, Progress, Request, Response};
 use super::rights::control_error;
-use crate::store::{OpenOptions, Store};
+use crate::store::{OpenMode, OpenOptions, Store, identify};
 use crate::volume::Volumes;
 
+/// A store that is opened for each request.
 struct Offline {
+    store: PathBuf,
+    key_file: Option<PathBuf>,
+}
+
+/// A store opened in this process; closing it makes everything durable.
+pub(super) struct Opened {
     local: Local<Handler>,
     volumes: Arc<Volumes>,
 }
 
-impl Backend for Offline {
-    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
-        self.local.call(request, progress)
-    }
-}
-
-impl Drop for Offline {
+impl Drop for Opened {
     fn drop(&mut self) {
         if let Err(e) = self.volumes.close() {
             tracing::error!(error = %e, "closing the store");
@@ -30,14 +32,45 @@ impl Drop for Offline {
     }
 }
 
-/// Opens the store in `path` for commands that need no mount.
+/// What a request needs the store for.
+fn mode_of(request: &Request) -> OpenMode {
+    match request {
+        Request::Ping {}
+        | Request::VolumeList {}
+        | Request::SnapshotList { .. }
+        | Request::Status { .. }
+        | Request::Fsck {}
+        | Request::KeyList {}
+        | Request::VolumeDelete { dry_run: true, .. }
+        | Request::SnapshotDelete { dry_run: true, .. } => OpenMode::ReadOnly,
+        _ => OpenMode::ReadWrite,
+    }
+}
+
+impl Backend for Offline {
+    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
+        let opened = open_for(&self.store, self.key_file.as_deref(), mode_of(&request))?;
+        opened.local.call(request, progress)
+    }
+}
+
+/// Opens the store in `path`.
 ///
 /// # Errors
 /// As [`Store::open`].
-pub fn open(path: &Path, key_file: Option<&Path>) -> Result<Box<dyn Backend>, ControlError> {
-    let options = OpenOptions { key_file: key_file.map(Path::to_owned), ..OpenOptions::default() };
+pub(super) fn open_for(path: &Path, key_file: Option<&Path>, mode: OpenMode) -> Result<Opened, ControlError> {
+    let options = OpenOptions { mode, key_file: key_file.map(Path::to_owned), ..OpenOptions::default() };
     let store = Store::open(path, options, &mut |_, _| {})?;
     let volumes = Arc::new(Volumes::new(store).map_err(|e| control_error("opening the store", e))?);
     let handler = Handler::new(volumes.clone(), None, key_file.map(Path::to_owned))?;
-    Ok(Box::new(Offline { local: Local(handler), volumes }))
+    Ok(Opened { local: Local(handler), volumes })
+}
+
+/// The store in `path`, for commands that need no mount.
+///
+/// # Errors
+/// There is no store.
+pub fn open(path: &Path, key_file: Option<&Path>) -> Result<Box<dyn Backend>, ControlError> {
+    identify(path)?;
+    Ok(Box::new(Offline { store: path.to_owned(), key_file: key_file.map(Path::to_owned) }))
 }

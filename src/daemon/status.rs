@@ -36,7 +36,7 @@ pub(super) fn report(
         )
     };
     let problems = store.problems();
-    let read_only = store.read_only();
+    let read_only = store.trouble();
     let health = match (&read_only, problems.is_empty()) {
         (Some(_), _) => Health::Failed,
         (None, false) => Health::Attention,

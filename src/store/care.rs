@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -15,6 +15,8 @@ use crate::types::{Lsn, Result, Timestamp, VolumeId};
 
 /// Time between rounds when there is nothing to do.
 const ROUND: Duration = Duration::from_millis(250);
+/// Age at which records are made durable without being asked.
+const SYNC_INTERVAL: Duration = Duration::from_secs(4);
 /// Bytes appended to packs after which they are synced without being asked.
 const PACK_SYNC_BYTES: u64 = 32 << 20;
 /// Checkpoints kept.
@@ -28,17 +30,23 @@ const WINDOW_STEP_SECS: u64 = 5;
 pub(super) struct CareState {
     flushed: AtomicU64,
     packs_synced: AtomicU64,
+    unsynced_since: Mutex<Option<Instant>>,
+    /// One checkpoint at a time.
+    checkpointing: Mutex<()>,
     checkpoint_at_bytes: AtomicU64,
     paused: AtomicBool,
     failure: Mutex<Option<String>>,
 }
 
 impl CareState {
-    pub(super) fn new(applied: Lsn, journal_bytes: u64) -> CareState {
+    pub(super) fn new(applied: Lsn) -> CareState {
         CareState {
             flushed: AtomicU64::new(applied.0),
             packs_synced: AtomicU64::new(0),
-            checkpoint_at_bytes: AtomicU64::new(journal_bytes),
+            unsynced_since: Mutex::new(None),
+            checkpointing: Mutex::new(()),
+            // What earlier sessions journaled counts too, or many short ones would never make a checkpoint.
+            checkpoint_at_bytes: AtomicU64::new(0),
             paused: AtomicBool::new(false),
             failure: Mutex::new(None),
         }
@@ -133,6 +141,7 @@ impl Store {
             return Ok(false);
         }
         self.sync_packs_if_due()?;
+        self.sync_if_due()?;
         self.flush_if_due()?;
         self.checkpoint_if_due()?;
         if self.care.paused.load(Ordering::Relaxed) {
@@ -151,6 +160,19 @@ impl Store {
     /// Does all there is to do now.
     pub fn care_until_idle(&self) -> Result<()> {
         while self.care_round(self.last())? {}
+        Ok(())
+    }
+
+    /// Makes records durable that nobody asked about, so that a power cut takes no more than the last
+    /// seconds.
+    fn sync_if_due(&self) -> Result<()> {
+        let mut oldest = self.care.unsynced_since.lock();
+        if self.last() <= self.durable() {
+            *oldest = None;
+        } else if oldest.get_or_insert_with(Instant::now).elapsed() >= SYNC_INTERVAL {
+            *oldest = None;
+            self.sync_all()?;
+        }
         Ok(())
     }
 
@@ -185,6 +207,7 @@ impl Store {
 
     /// Makes a checkpoint of the index and lets go of what only older ones needed.
     pub fn checkpoint(&self) -> Result<()> {
+        let _one = self.care.checkpointing.lock();
         let at = self.flush_index()?;
         let path = self.layout.checkpoints.join(format!("{:016x}", at.0));
         if !path.exists() {

@@ -110,7 +110,7 @@ impl Config {
         within("window_seconds", self.window_seconds, 0, 366 * 24 * 3600)?;
         within("sealer_threads", u64::from(self.sealer_threads), 0, 1024)?;
         within("fuse_threads", u64::from(self.fuse_threads), 0, 256)?;
-        within("zstd_level", self.zstd_level.unsigned_abs().into(), 1, 19)?;
+        within("zstd_level", u64::try_from(self.zstd_level).unwrap_or(0), 1, 19)?;
         within("readahead_bytes", self.readahead_bytes, 4096, 1 << 30)
     }
 

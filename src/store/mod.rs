@@ -62,6 +62,8 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     /// Why nothing may be committed, if so.
     read_only: Option<String>,
+    /// Whether it was opened for writing.
+    wants_writes: bool,
     /// Set once, when memory and disk may disagree; only a restart clears it.
     poison: OnceLock<String>,
     /// The last record that is durable together with the chunks it names. The journal's own mark may be ahead.
@@ -242,6 +244,11 @@ impl Store {
         self.poison.get().cloned().or_else(|| self.read_only.clone())
     }
 
+    /// Why nothing can be written although it should be, if so.
+    pub fn trouble(&self) -> Option<String> {
+        self.poison.get().or(self.read_only.as_ref().filter(|_| self.wants_writes)).cloned()
+    }
+
     /// Notes that the recovery key was exported.
     pub fn set_recovery_exported(&self) {
         self.recovery_exported.store(true, Ordering::Relaxed);
@@ -250,7 +257,7 @@ impl Store {
     /// What an operator should see to.
     pub fn problems(&self) -> Problems {
         let mut problems = self.opening_problems.lock().clone();
-        if let Some(reason) = self.read_only() {
+        if let Some(reason) = self.trouble() {
             problems.push(format!("the store is read-only: {reason}"));
         }
         if self.sealer.is_encrypted() && !self.recovery_exported.load(Ordering::Relaxed) {

@@ -147,7 +147,7 @@ impl Store {
         let applied = index.state().applied;
         let durable = journal.durable();
         let store = Arc::new(Store {
-            care: CareState::new(applied, journal.bytes()),
+            care: CareState::new(applied),
             layout,
             id,
             node,
@@ -160,6 +160,7 @@ impl Store {
             clock: options.clock,
             disk,
             read_only,
+            wants_writes: options.mode == OpenMode::ReadWrite,
             poison: OnceLock::new(),
             durable: AtomicU64::new(durable.0),
             commit: Mutex::new(Committed { term }),
@@ -229,8 +230,15 @@ impl Opener<'_> {
         progress: Progress<'_>,
     ) -> Result<(Journal, Index, Option<String>)> {
         let present = self.layout.index.join("CURRENT").exists();
-        let first =
-            if present { self.open_index().map_err(|e| e.to_string()) } else { Err("it is missing".into()) };
+        let first = match present.then(|| self.open_index()) {
+            None => Err("it is missing".to_owned()),
+            Some(Ok(index)) => Ok(index),
+            // A full disk is no reason to throw an index away.
+            Some(Err(e)) if e.to_string().contains("No space left") => {
+                return Err(Error::NoSpace(self.layout.index.display().to_string()));
+            }
+            Some(Err(e)) => Err(e.to_string()),
+        };
         let applied = first.as_ref().map_or(Lsn::ZERO, |i| i.state().applied);
         let witness = self.layout.checkpoints_made().first().map_or(applied, |(at, _)| applied.max(*at));
         let (journal, report) = self.journal(applied, witness, None)?;

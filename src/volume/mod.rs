@@ -57,6 +57,8 @@ pub struct Shared {
     cells: Cells,
     budget: Budget,
     wake: Arc<flush::Wake>,
+    /// One snapshot or volume change at a time; taken before every other lock.
+    admin: Mutex<()>,
     /// Read: an operation that changes something. Written: a barrier.
     gate: RwLock<()>,
 }
@@ -66,8 +68,6 @@ pub struct Shared {
 pub struct Volumes {
     shared: Arc<Shared>,
     open: Mutex<HashMap<VolumeId, Arc<Volume>>>,
-    /// One snapshot or volume change at a time.
-    admin: Mutex<()>,
     /// Dropped before the store: they end with it.
     _flusher: Flusher,
     care: Mutex<Option<Care>>,
@@ -117,6 +117,7 @@ impl Volumes {
             cells: Cells::new(),
             budget,
             wake: Arc::default(),
+            admin: Mutex::new(()),
             gate: RwLock::new(()),
             store: store.clone(),
         });
@@ -126,7 +127,6 @@ impl Volumes {
             care: Mutex::new(if writable { Some(Care::start(&store)?) } else { None }),
             shared,
             open: Mutex::new(HashMap::new()),
-            admin: Mutex::new(()),
         };
         if writable && store.index().state().volumes.is_empty() {
             volumes.create(DEFAULT_VOLUME, (0, 0))?;
@@ -175,7 +175,7 @@ impl Volumes {
         if crate::types::point::check_name(name).is_err() {
             return Err(FsError::Invalid("not a volume name: 1-128 bytes, no /, not starting with @ or ."));
         }
-        let _admin = self.admin.lock();
+        let _admin = self.shared.admin.lock();
         let store = &self.shared.store;
         let (taken, count, number) = {
             let state = store.index().state();
@@ -207,7 +207,7 @@ impl Volumes {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::Held`] when a snapshot of it is held.
     pub fn delete(&self, name: &str) -> FsResult<()> {
-        let _admin = self.admin.lock();
+        let _admin = self.shared.admin.lock();
         let store = &self.shared.store;
         let vol = {
             let state = store.index().state();

@@ -64,7 +64,7 @@ impl Volumes {
         {
             return Err(FsError::Invalid("too many tags, or a tag is too long"));
         }
-        let _admin = self.admin.lock();
+        let _admin = self.shared.admin.lock();
         let store = &self.shared.store;
         let name = self.free_name(volumes, create.name.as_deref())?;
         let row = self.shared.barrier(|| {
@@ -168,6 +168,7 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::Held`]; then none was deleted.
     pub fn delete_snapshots(&self, names: &[&str]) -> FsResult<()> {
+        let _admin = self.shared.admin.lock();
         let rows = names.iter().map(|n| self.snapshot_named(n)).collect::<FsResult<Vec<_>>>()?;
         if let Some(held) = rows.iter().find(|r| r.spec.hold) {
             return Err(FsError::Held(format!("snapshot {} is held; release it first", held.spec.name)));
@@ -183,6 +184,7 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn hold_snapshot(&self, name: &str, hold: bool) -> FsResult<()> {
+        let _admin = self.shared.admin.lock();
         let row = self.snapshot_named(name)?;
         let lsn = self.commit(vec![Edit::SnapshotHold { vol: self.vol, at: row.lsn, hold }], None)?;
         self.shared.store.sync(lsn)?;

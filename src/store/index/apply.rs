@@ -96,7 +96,7 @@ impl Txn<'_> {
                 if let Some(volume) = self.state.volume_mut(*vol) {
                     volume.floor = volume.floor.max(*floor);
                 }
-                Ok(())
+                self.trim_times()
             }
             Edit::Forget { vol } => self.forget(*vol),
             Edit::VolumeCreate { vol, name } => {
@@ -303,7 +303,7 @@ impl Txn<'_> {
 
     fn snapshot_create(&mut self, vol: VolumeId, spec: &SnapshotSpec, record: &Record) -> Result<()> {
         let snapshot = Snapshot { spec: spec.clone(), time: record.time, deleting: false };
-        self.put_row(meta::snapshot(vol, self.lsn), snapshot.encode())?;
+        self.put_sealed_row(meta::snapshot(vol, self.lsn), &snapshot.encode())?;
         let lsn = self.lsn;
         if let Some(volume) = self.state.volume_mut(vol) {
             volume.next_view = volume.next_view.max(spec.view.saturating_add(1));
@@ -318,7 +318,16 @@ impl Txn<'_> {
         };
         change(snapshot);
         let row = snapshot.encode();
-        self.put_row(meta::snapshot(vol, at), row)
+        self.put_sealed_row(meta::snapshot(vol, at), &row)
+    }
+
+    /// Drops time marks of moments that no volume's window reaches any more; snapshots are found by name.
+    fn trim_times(&mut self) -> Result<()> {
+        let floor = self.state.volumes.values().filter(|v| !v.deleted).map(|v| v.floor).min();
+        for key in self.index.times_before(floor.unwrap_or(Lsn::ZERO), SWEEP_ITEMS_MAX)? {
+            self.delete_row(&key);
+        }
+        Ok(())
     }
 
     /// Forgets up to a batch of versions: first what only the window kept and has left it, then what only

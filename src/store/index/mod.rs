@@ -143,12 +143,14 @@ impl Index {
         let mut state = State::decode(&row).map_err(|e| damaged(meta::STATE, e))?;
         self.rows(&[meta::VOLUME], |key, value| {
             let (vol, []) = meta::split::<0>(key).ok_or_else(|| damaged(key, "bad key"))?;
-            state.volumes.insert(vol, Volume::decode(value).map_err(|e| damaged(key, e))?);
+            let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
+            state.volumes.insert(vol, Volume::decode(&row).map_err(|e| damaged(key, e))?);
             Ok(true)
         })?;
         self.rows(&[meta::SNAPSHOT], |key, value| {
             let (vol, [at]) = meta::split::<1>(key).ok_or_else(|| damaged(key, "bad key"))?;
-            let snapshot = Snapshot::decode(value).map_err(|e| damaged(key, e))?;
+            let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
+            let snapshot = Snapshot::decode(&row).map_err(|e| damaged(key, e))?;
             if let Some(volume) = state.volumes.get_mut(&vol) {
                 volume.snapshots.insert(crate::types::Lsn(at), snapshot);
             }

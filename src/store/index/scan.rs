@@ -242,6 +242,19 @@ impl Index {
         }
     }
 
+    /// Up to `limit` keys of time marks, oldest first, whose record lies before `floor`.
+    pub(super) fn times_before(&self, floor: Lsn, limit: usize) -> Result<Vec<Vec<u8>>> {
+        let mut found = Vec::new();
+        self.rows(&[meta::TIME], |key, value| {
+            let at = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
+            if at < floor.0 {
+                found.push(key.to_vec());
+            }
+            Ok(at < floor.0 && found.len() < limit)
+        })?;
+        Ok(found)
+    }
+
     /// The last record committed before `time`, to a hundredth of a second; zero when there is none.
     pub fn lsn_at(&self, time: Timestamp) -> Result<Lsn> {
         let centi = time.as_nanos_saturating().div_euclid(10_000_000);

@@ -275,6 +275,12 @@ impl<'a> Txn<'a> {
         Ok(())
     }
 
+    /// Writes a row of the default family that holds names: sealed, bound to its key.
+    pub(super) fn put_sealed_row(&mut self, key: Vec<u8>, value: &[u8]) -> Result<()> {
+        let sealed = self.index.sealer.seal(&key, value).map_err(index_error)?;
+        self.put_row(key, sealed)
+    }
+
     /// Deletes a row of the default family.
     pub(super) fn delete_row(&mut self, key: &[u8]) {
         self.batch.delete(key);
@@ -351,7 +357,10 @@ impl<'a> Txn<'a> {
         }
         for vol in std::mem::take(&mut self.state.dirty_volumes) {
             match self.state.volumes.get(&vol) {
-                Some(volume) => self.batch.put(meta::volume(vol), volume.encode()),
+                Some(volume) => {
+                    let (key, row) = (meta::volume(vol), volume.encode());
+                    self.put_sealed_row(key, &row)?;
+                }
                 None => self.batch.delete(meta::volume(vol)),
             }
         }

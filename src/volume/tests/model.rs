@@ -295,7 +295,9 @@ pub fn compare_all(
             match volume.lookup(at, *ino, name) {
                 Ok(attr) if attr.ino == *child => {}
                 other => {
-                    return Err(format!("lookup of {name:?} in {ino} at {at:?}: {other:?}, expected {child}"));
+                    return Err(format!(
+                        "lookup of {name:?} in {ino} at {at:?}: {other:?}, expected {child}"
+                    ));
                 }
             }
         }
