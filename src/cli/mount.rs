@@ -1,11 +1,10 @@
 //! `mount`, `umount`, `mount.rewindfs` and the server that they start.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use clap::{Args, Parser};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use nix::unistd::geteuid;
 
 use super::progress::Display;
@@ -16,7 +15,11 @@ use crate::daemon::protocol::{ControlError, Kind, MountRequest, Progress, Reques
 use crate::daemon::registry::{self, Found, RuntimeDir};
 use crate::daemon::spawn::{self, Ready, ServeOptions};
 use crate::daemon::sys::END_PATIENCE;
-use crate::daemon::{logging, server};
+use crate::daemon::{logging, server, unmount};
+use crate::types::NodeUuid;
+
+/// Servers that may be found ending, one after the other, before a mount gives up.
+const SERVERS_TRIED: usize = 4;
 
 /// Mount a volume; returns when the mount is usable.
 #[derive(Debug, Args)]
@@ -127,28 +130,8 @@ impl Mount {
         // Two mounts of one store at the same moment: the second waits, and then finds the first's server.
         let lock =
             dir.lock_start(node).map_err(|e| ControlError::failed(format!("waiting to start: {e}")))?;
-        if let Found::Leaving(process) = registry::find(&options.store, node) {
-            process.wait(END_PATIENCE);
-        }
-        if let Found::Running(entry) = registry::find(&options.store, node) {
-            if foreground {
-                let text =
-                    format!("{} has a server already; mount without --foreground", shown(&options.store));
-                return Err(ControlError::in_use(text));
-            }
-            let client = resolve::server_of(&options.store, &entry);
-            match client.call(Request::Mount(options.mount.clone()), &mut show(&mut Display::new())) {
-                Ok(Response::Mounted { .. }) => return output::done(),
-                Ok(_) => return Err(unexpected()),
-                // A server that died under the request is no reason not to start the next one.
-                Err(e) => match registry::find(&options.store, node) {
-                    Found::Running(_) => return Err(e),
-                    Found::Leaving(process) => {
-                        process.wait(END_PATIENCE);
-                    }
-                    Found::Absent => {}
-                },
-            }
+        if mount_by_server(&options, node, foreground)? {
+            return output::done();
         }
         if foreground {
             // The store's own lock decides from here on; this one would be held for days.
@@ -184,6 +167,44 @@ impl Mount {
         let mount = MountRequest { volume, mountpoint, options };
         Ok(ServeOptions { store, key_file: key_file.transpose()?, mount })
     }
+}
+
+/// Asks the store's server to mount, if one runs and is not just ending. False when the store is free.
+fn mount_by_server(options: &ServeOptions, node: NodeUuid, foreground: bool) -> Result<bool, ControlError> {
+    let mut failure = None;
+    for _ in 0..SERVERS_TRIED {
+        let entry = match registry::find(&options.store, node) {
+            Found::Running(entry) => entry,
+            Found::Leaving(process) => {
+                process.wait(END_PATIENCE);
+                continue;
+            }
+            Found::Absent => return Ok(false),
+        };
+        let client = resolve::server_of(&options.store, &entry);
+        let process = client.process();
+        if foreground {
+            let text = format!("{} has a server already; mount without --foreground", shown(&options.store));
+            return Err(ControlError::in_use(text));
+        }
+        match client.call(Request::Mount(options.mount.clone()), &mut show(&mut Display::new())) {
+            Ok(Response::Mounted { .. }) => return Ok(true),
+            Ok(_) => return Err(unexpected()),
+            // The last mount of that server has just gone: the next server can have the store.
+            Err(e) if e.kind == Kind::Ending => {
+                if let Some(process) = process {
+                    process.wait(END_PATIENCE);
+                }
+                failure = Some(e);
+            }
+            // A server that died under the request is no reason not to start the next one.
+            Err(e) => match registry::find(&options.store, node) {
+                Found::Running(_) => return Err(e),
+                _ => failure = Some(e),
+            },
+        }
+    }
+    failure.map_or(Ok(false), Err)
 }
 
 fn show(display: &mut Display) -> impl FnMut(Progress) {
@@ -256,19 +277,9 @@ fn beside_itself(path: &Path) -> Result<PathBuf, ControlError> {
 
 /// Takes away a mount whose server is gone; there is nothing left in it that could become durable.
 fn unmount_dead(mountpoint: &Path) -> Result<(), ControlError> {
-    if geteuid().is_root() {
-        return umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW)
-            .or_else(|_| umount2(mountpoint, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH))
-            .map_err(|e| io_error("unmounting", mountpoint, &e.into()));
-    }
-    let status = Command::new("fusermount3").arg("-u").arg("--").arg(mountpoint).status();
-    match status {
-        Ok(status) if status.success() => Ok(()),
-        Ok(status) => {
-            Err(ControlError::failed(format!("unmounting {}: fusermount3: {status}", shown(mountpoint))))
-        }
-        Err(e) => Err(io_error("running fusermount3 for", mountpoint, &e)),
-    }
+    unmount(mountpoint, false)
+        .or_else(|_| unmount(mountpoint, true))
+        .map_err(|e| io_error("unmounting", mountpoint, &e))
 }
 
 impl Serve {

@@ -273,6 +273,13 @@ impl ControlHandler for Handler {
             }
             Request::Mount(mount) => {
                 self.admin(caller, "mounting")?;
+                // A mount has this process's rights, on any directory and with any option: root's server
+                // must not lend them to the owner of a store.
+                if caller.uid != 0 && caller.uid != nix::unistd::geteuid().as_raw() {
+                    let text =
+                        "permission denied: the store's server runs as another user; let that user mount";
+                    return Err(ControlError::failed(text));
+                }
                 self.mounts()?.mount(&mount)?;
                 Ok(Response::Mounted { mountpoint: mount.mountpoint })
             }

@@ -62,6 +62,11 @@ where
     let filter = if wanted.is_empty() { Ok(EnvFilter::new("info")) } else { EnvFilter::try_new(&wanted) };
     let problem = filter.as_ref().err().map(ToString::to_string);
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
+    // Whatever was asked for: below this, fuser logs every request with the names in it.
+    let filter = match "fuser=warn".parse() {
+        Ok(directive) => filter.add_directive(directive),
+        Err(_) => filter,
+    };
     // Already installed is fine: tests run several servers in one process.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(writer).try_init();
     if let Some(problem) = problem {

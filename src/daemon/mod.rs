@@ -20,6 +20,7 @@ pub mod sys;
 pub mod text;
 
 // `cli` sits above `daemon` and must not reach past it.
+pub use crate::mount::unmount;
 pub use crate::store::keys::{KeyMaterial, keyfile};
 pub use crate::store::{CreateOptions, Created};
 

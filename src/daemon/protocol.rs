@@ -41,6 +41,8 @@ pub enum Kind {
     WrongKey,
     /// This node is not the primary.
     NotPrimary,
+    /// The server ends; the store is free when its process is gone.
+    Ending,
 }
 
 impl Kind {
@@ -51,7 +53,7 @@ impl Kind {
             Kind::Usage => 2,
             Kind::Partial => 3,
             Kind::NoStore => 10,
-            Kind::InUse => 11,
+            Kind::InUse | Kind::Ending => 11,
             Kind::WrongKey => 12,
             Kind::NotPrimary => 13,
         }

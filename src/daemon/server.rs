@@ -10,18 +10,18 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use fuser::SessionACL;
 use nix::mount::MsFlags;
 use nix::sys::signal::{SigSet, Signal};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::control::ControlServer;
 use super::handler::{Handler, Mounts};
 use super::mount_options::{Atime, MountOptions};
-use super::protocol::{ControlError, MountRequest, Progress};
+use super::protocol::{ControlError, Kind, MountRequest, Progress};
 use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
 use super::spawn::{Ready, ServeOptions};
-use crate::mount::{KernelOptions, Mounted, Settings, nodeid::Node, unmount};
+use crate::mount::{KernelOptions, Mounted, Settings, is_mounted, nodeid::Node, unmount};
 use crate::store::{OpenOptions, Store};
-use crate::volume::Volumes;
+use crate::volume::{Volume, Volumes};
 
 /// How long requests under way get when the server ends.
 const GRACE: Duration = Duration::from_secs(10);
@@ -40,14 +40,39 @@ enum Event {
     Stop,
 }
 
+/// What is mounted where, and whether it is read-only.
+#[derive(Default)]
+struct Table {
+    mounted: HashMap<PathBuf, (Mounted, bool)>,
+    /// The server ends: whoever comes now is to wait for the next one.
+    ending: bool,
+}
+
+impl Table {
+    /// Fails when `volume`, or something else at `mountpoint`, is mounted.
+    fn check_free(&self, volume: &Volume, mountpoint: &Path) -> Result<(), ControlError> {
+        if self.ending {
+            return Err(ControlError::new(Kind::Ending, "the store's server is just ending; try again"));
+        }
+        if let Some((at, _)) = self.mounted.values().find(|(m, _)| m.volume().id() == volume.id()) {
+            let at = at.mountpoint().display();
+            return Err(ControlError::in_use(format!("volume {} is mounted at {at}", volume.name())));
+        }
+        if let Some((other, _)) = self.mounted.get(mountpoint) {
+            let (name, at) = (other.volume().name(), mountpoint.display());
+            return Err(ControlError::in_use(format!("volume {name} of this store is mounted at {at}")));
+        }
+        Ok(())
+    }
+}
+
 /// The mounts of this server.
 struct Server {
     volumes: Arc<Volumes>,
     owner: u32,
     socket: PathBuf,
     events: Sender<Event>,
-    /// Each with whether it is read-only.
-    mounts: Mutex<HashMap<PathBuf, (Mounted, bool)>>,
+    mounts: Mutex<Table>,
     registration: Mutex<Option<Registration>>,
 }
 
@@ -89,6 +114,29 @@ impl Server {
         }
     }
 
+    /// The table, with room for a volume at a mountpoint. A mount that somebody else has unmounted stays in
+    /// the table until its session has ended, which is waited for.
+    fn free_table(&self, volume: &Volume, mountpoint: &Path) -> Result<MutexGuard<'_, Table>, ControlError> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            let table = self.mounts.lock();
+            let Err(taken) = table.check_free(volume, mountpoint) else { return Ok(table) };
+            let leaving = table.mounted.keys().any(|at| matches!(is_mounted(at), Ok(false)));
+            if table.ending || !leaving || Instant::now() >= deadline {
+                return Err(taken);
+            }
+            drop(table);
+            std::thread::sleep(BUSY_PAUSE);
+        }
+    }
+
+    /// Decides to end when nothing is mounted; whether the server ends.
+    fn ends_unused(&self) -> bool {
+        let mut table = self.mounts.lock();
+        table.ending |= table.mounted.is_empty();
+        table.ending
+    }
+
     /// Tells the registry what is mounted.
     fn publish(&self) {
         let list = self.list();
@@ -124,15 +172,11 @@ fn kernel_options(options: &MountOptions, store: &Path) -> KernelOptions {
 
 impl Mounts for Server {
     fn mount(&self, request: &MountRequest) -> Result<(), ControlError> {
-        let mut mounts = self.mounts.lock();
         let volume = self
             .volumes
             .open(&request.volume)
             .map_err(|e| control_error(&format!("volume {}", request.volume), e))?;
-        if let Some(at) = mounts.values().map(|(m, _)| m).find(|m| m.volume().id() == volume.id()) {
-            let at = at.mountpoint().display();
-            return Err(ControlError::in_use(format!("volume {} is mounted at {at}", request.volume)));
-        }
+        let mut table = self.free_table(&volume, &request.mountpoint)?;
         let (events, ended) = (self.events.clone(), request.mountpoint.clone());
         let mounted = Mounted::start(
             self.volumes.clone(),
@@ -145,14 +189,14 @@ impl Mounts for Server {
             },
         )
         .map_err(|e| ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display())))?;
-        mounts.insert(request.mountpoint.clone(), (mounted, request.options.ro));
-        drop(mounts);
+        table.mounted.insert(request.mountpoint.clone(), (mounted, request.options.ro));
+        drop(table);
         self.publish();
         Ok(())
     }
 
     fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError> {
-        if !self.mounts.lock().contains_key(mountpoint) {
+        if !self.mounts.lock().mounted.contains_key(mountpoint) {
             return Err(ControlError::failed(format!(
                 "nothing of this store is mounted at {}",
                 mountpoint.display()
@@ -166,7 +210,7 @@ impl Mounts for Server {
             )),
             _ => ControlError::failed(format!("unmounting {}: {e}", mountpoint.display())),
         })?;
-        let removed = self.mounts.lock().remove(mountpoint);
+        let removed = self.mounts.lock().mounted.remove(mountpoint);
         if let Some((mounted, _)) = removed
             && let Err(e) = mounted.join()
         {
@@ -175,12 +219,13 @@ impl Mounts for Server {
         self.publish();
         // What programs wrote through shared mappings came during the unmount.
         self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
-        Ok(self.mounts.lock().is_empty())
+        Ok(self.ends_unused())
     }
 
     fn list(&self) -> Vec<MountEntry> {
         let mounts = self.mounts.lock();
         let mut list: Vec<MountEntry> = mounts
+            .mounted
             .iter()
             .map(|(at, (m, _))| MountEntry { volume: m.volume().name().to_owned(), mountpoint: at.clone() })
             .collect();
@@ -189,7 +234,7 @@ impl Mounts for Server {
     }
 
     fn is_read_only(&self, mountpoint: &Path) -> bool {
-        self.mounts.lock().get(mountpoint).is_some_and(|(_, read_only)| *read_only)
+        self.mounts.lock().mounted.get(mountpoint).is_some_and(|(_, read_only)| *read_only)
     }
 
     fn stop(&self) {
@@ -288,9 +333,12 @@ pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
 fn serve(server: &Server, happened: &Receiver<Event>) {
     for event in happened {
         match event {
-            Event::Stop => return,
+            Event::Stop => {
+                server.mounts.lock().ending = true;
+                return;
+            }
             Event::Ended(mountpoint) => {
-                let removed = server.mounts.lock().remove(&mountpoint);
+                let removed = server.mounts.lock().mounted.remove(&mountpoint);
                 if let Some((mounted, _)) = removed {
                     tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
                     if let Err(e) = mounted.join() {
@@ -298,7 +346,7 @@ fn serve(server: &Server, happened: &Receiver<Event>) {
                     }
                     server.publish();
                 }
-                if server.mounts.lock().is_empty() {
+                if server.ends_unused() {
                     return;
                 }
             }
@@ -308,17 +356,17 @@ fn serve(server: &Server, happened: &Receiver<Event>) {
 
 /// Detaches what is still mounted and waits a little for those who use it.
 fn detach_all(server: &Server, happened: &Receiver<Event>) {
-    let left: Vec<PathBuf> = server.mounts.lock().keys().cloned().collect();
+    let left: Vec<PathBuf> = server.mounts.lock().mounted.keys().cloned().collect();
     for mountpoint in &left {
         if let Err(e) = unmount(mountpoint, true) {
             tracing::warn!(error = %e, mountpoint = %mountpoint.display(), "cannot unmount");
         }
     }
     let deadline = Instant::now() + DETACH_PATIENCE;
-    while !server.mounts.lock().is_empty() {
+    while !server.mounts.lock().mounted.is_empty() {
         match happened.recv_deadline(deadline) {
             Ok(Event::Ended(mountpoint)) => {
-                let removed = server.mounts.lock().remove(&mountpoint);
+                let removed = server.mounts.lock().mounted.remove(&mountpoint);
                 drop(removed.map(|(mounted, _)| mounted.join()));
             }
             Ok(Event::Stop) => {}

@@ -505,8 +505,8 @@ impl Filesystem for Adapter {
         let result = self.inner.list(ino, offset, |entry| {
             let (_, attr) = match self.inner.attr(INodeNo(entry.node.id())) {
                 Ok(found) => found,
-                // Gone since it was listed.
-                Err(FsError::NotFound) => return true,
+                // Gone since it was listed: a file, or the snapshot of a name under the snapshot directory.
+                Err(FsError::NotFound | FsError::Stale) => return true,
                 Err(e) => {
                     failed = Some(e);
                     return false;
@@ -654,6 +654,22 @@ impl Filesystem for Adapter {
                 Inner::live(ino).and_then(|ino| inner.volume.allocate(ino, offset, length, how, request));
             answer_empty(reply, result);
         });
+    }
+
+    /// There are none. fuser would answer the same, with a warning in the log for every terminal check
+    /// (`isatty`) of a program.
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
     }
 
     fn lseek(

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -45,7 +46,10 @@ impl KernelOptions {
     /// From the kernel or the helper.
     pub fn mount(&self, mountpoint: &Path) -> io::Result<OwnedFd> {
         match self.mount_directly(mountpoint) {
-            Err(e) if e.raw_os_error() == Some(libc::EPERM) => self.mount_by_helper(mountpoint),
+            // EACCES: the device may be open to root alone, and the helper may be root.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                self.mount_by_helper(mountpoint)
+            }
             result => result,
         }
     }
@@ -109,7 +113,7 @@ impl KernelOptions {
                 Ok(())
             });
         }
-        let child = command.spawn()?;
+        let child = command.spawn().map_err(helper_failed)?;
         drop(theirs);
         let received = receive(&ours);
         let output = child.wait_with_output()?;
@@ -119,6 +123,10 @@ impl KernelOptions {
         let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Err(io::Error::other(if text.is_empty() { format!("{HELPER}: {}", output.status) } else { text }))
     }
+}
+
+fn helper_failed(error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{HELPER} (package fuse3) cannot be run: {error}"))
 }
 
 fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
@@ -138,12 +146,48 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     Err(io::Error::other(format!("{HELPER} passed no descriptor")))
 }
 
+/// Whether something is mounted at exactly that path. Asks the mount table and not the path, which may lead
+/// into a mount of this very process.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    let wanted = mountpoint.as_os_str().as_bytes();
+    let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).is_some_and(|field| unescaped(field) == wanted);
+    Ok(table.split(|&b| b == b'\n').any(at))
+}
+
+/// Takes the octal escapes (`\040`) of the mount table away.
+fn unescaped(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let octal = tail.first_chunk::<3>().filter(|digits| *first == b'\\' && digits.iter().all(is_octal));
+        let (byte, tail) = match octal {
+            Some(digits) => {
+                let value = digits.iter().fold(0u32, |value, d| value * 8 + u32::from(d - b'0'));
+                (value as u8, tail.get(3..).unwrap_or_default())
+            }
+            None => (*first, tail),
+        };
+        out.push(byte);
+        rest = tail;
+    }
+    out
+}
+
+fn is_octal(digit: &u8) -> bool {
+    (b'0'..=b'7').contains(digit)
+}
+
 /// Unmounts; with `lazily` also while files are open (they stay usable until they are closed).
 ///
 /// # Errors
 /// `EBUSY` while files are open.
 pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
-    let flags = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    let how = if lazily { MntFlags::MNT_DETACH } else { MntFlags::empty() };
+    let flags = how | MntFlags::UMOUNT_NOFOLLOW;
     match umount2(mountpoint, flags) {
         Err(nix::errno::Errno::EPERM) => unmount_by_helper(mountpoint, lazily),
         result => Ok(result?),
@@ -153,7 +197,7 @@ pub fn unmount(mountpoint: &Path, lazily: bool) -> io::Result<()> {
 fn unmount_by_helper(mountpoint: &Path, lazily: bool) -> io::Result<()> {
     let mut command = Command::new(HELPER);
     command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(mountpoint);
-    let output = command.stdin(Stdio::null()).output()?;
+    let output = command.stdin(Stdio::null()).output().map_err(helper_failed)?;
     if output.status.success() {
         return Ok(());
     }
@@ -162,5 +206,17 @@ fn unmount_by_helper(mountpoint: &Path, lazily: bool) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(libc::EBUSY))
     } else {
         Err(io::Error::other(text.trim().to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mount_table_is_understood() {
+        assert_eq!(unescaped(b"/a\\040b\\134\\"), b"/a b\\\\");
+        assert!(is_mounted(Path::new("/proc")).unwrap());
+        assert!(!is_mounted(Path::new("/proc/self")).unwrap());
     }
 }

@@ -12,6 +12,6 @@ mod settings;
 mod snapdir;
 mod views;
 
-pub use kernel::{KernelOptions, unmount};
+pub use kernel::{KernelOptions, is_mounted, unmount};
 pub use session::Mounted;
 pub use settings::{Attribute, Settings};
