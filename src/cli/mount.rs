@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser};
-use nix::errno::Errno;
 use nix::unistd::geteuid;
 
 use super::progress::Display;
@@ -148,11 +147,14 @@ impl Mount {
     /// Everything a server needs to know, with paths that mean the same in its working directory.
     fn serve_options(self, parsed: Parsed) -> Result<ServeOptions, ControlError> {
         let store = resolve::store_directory(&self.store)?;
-        let mountpoint = self.mountpoint.canonicalize().map_err(|e| match e.raw_os_error() {
-            Some(code) if code == Errno::ENOTCONN as i32 => dead_mount(&self.mountpoint),
-            _ => io_error("mounting at", &self.mountpoint, &e),
-        })?;
-        if !mountpoint.is_dir() {
+        let failed = |e: std::io::Error| io_error("mounting at", &self.mountpoint, &e);
+        let mountpoint = self.mountpoint.canonicalize().map_err(failed)?;
+        if resolve::is_dead(&mountpoint) {
+            let path = shown(&mountpoint);
+            let text = format!("the server of the mount at {path} is gone; run: rewindfs umount {path}");
+            return Err(ControlError::failed(text));
+        }
+        if !mountpoint.metadata().map_err(failed)?.is_dir() {
             return Err(ControlError::failed(format!("{} is not a directory", shown(&mountpoint))));
         }
         if store.starts_with(&mountpoint) || mountpoint.starts_with(&store) {
@@ -211,22 +213,12 @@ fn show(display: &mut Display) -> impl FnMut(Progress) {
     |news| display.show(&news)
 }
 
-fn dead_mount(mountpoint: &Path) -> ControlError {
-    let path = shown(mountpoint);
-    ControlError::failed(format!("the server of the mount at {path} is gone; run: rewindfs umount {path}"))
-}
-
 impl Umount {
     pub(super) fn run(self) -> Outcome {
-        // Relative paths and links, but not through the mountpoint itself: a dead one cannot be entered.
-        let (mountpoint, dead) = match self.mountpoint.canonicalize() {
-            Ok(path) => (path, false),
-            Err(e) if e.raw_os_error() == Some(Errno::ENOTCONN as i32) => {
-                (beside_itself(&self.mountpoint)?, true)
-            }
-            Err(e) => return Err(io_error("unmounting", &self.mountpoint, &e)),
-        };
-        if dead {
+        // This only names the mountpoint and does not enter it, so that it works on a dead one too.
+        let mountpoint =
+            self.mountpoint.canonicalize().map_err(|e| io_error("unmounting", &self.mountpoint, &e))?;
+        if resolve::is_dead(&mountpoint) {
             unmount_dead(&mountpoint)?;
             return output::done();
         }
@@ -262,16 +254,6 @@ fn same_directory(one: &Path, other: &Path) -> bool {
     match (one.metadata(), other.metadata()) {
         (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
         _ => false,
-    }
-}
-
-/// The canonical path of something that can be named but not entered.
-fn beside_itself(path: &Path) -> Result<PathBuf, ControlError> {
-    let failed = |e: std::io::Error| io_error("unmounting", path, &e);
-    let absolute = std::path::absolute(path).map_err(failed)?;
-    match (absolute.parent(), absolute.file_name()) {
-        (Some(parent), Some(name)) => Ok(parent.canonicalize().map_err(failed)?.join(name)),
-        _ => Ok(absolute),
     }
 }
 

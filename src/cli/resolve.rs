@@ -46,6 +46,11 @@ impl Resolved {
     }
 }
 
+/// Whether `path` lies in a mount whose server is gone.
+pub(super) fn is_dead(path: &Path) -> bool {
+    matches!(statfs(path), Err(nix::errno::Errno::ENOTCONN))
+}
+
 /// What the mount says that `path` lies in; None when it lies in none of ours.
 ///
 /// # Errors
@@ -57,7 +62,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
             return Err(ControlError::no_store(path));
         }
         Err(nix::errno::Errno::ENOTCONN) => {
-            let text = format!("the server of the mount at {} is gone; umount it", shown(path));
+            let text = format!("the server of the mount at {} is gone; rewindfs umount it", shown(path));
             return Err(ControlError::failed(text));
         }
         Err(e) => return Err(io_error("looking at", path, &e.into())),

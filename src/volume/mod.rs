@@ -24,6 +24,7 @@ mod xattr;
 mod tests;
 
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -42,6 +43,7 @@ pub use xattr::XattrMode;
 use crate::store::index::{Version, View};
 use crate::store::model::{Attrs, Edit, FileKind, Inode, RequestId};
 use crate::store::{Store, care::Care};
+use crate::types::error::IoContext;
 use crate::types::limits::{INO_MAX, VOLUMES_MAX};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 use budget::Budget;
@@ -129,7 +131,10 @@ impl Volumes {
             open: Mutex::new(HashMap::new()),
         };
         if writable && store.index().state().volumes.is_empty() {
-            volumes.create(DEFAULT_VOLUME, (0, 0))?;
+            // Who owns the store is to be able to write in it.
+            let path = volumes.store().path();
+            let owner = std::fs::metadata(path).at("looking at", path)?;
+            volumes.create(DEFAULT_VOLUME, (owner.uid(), owner.gid()))?;
         }
         Ok(volumes)
     }
