@@ -152,8 +152,9 @@ fn beside(node: Node, ino: Ino) -> Node {
     }
 }
 
-fn owner(req: &Request) -> (u32, u32) {
-    (req.uid(), req.gid())
+/// Something new that belongs to whoever asks; `mode` holds permission bits and perhaps a format.
+fn new_node(kind: FileKind, mode: u32, req: &Request) -> NewNode {
+    NewNode { kind, mode: mode as u16, owner: (req.uid(), req.gid()), rdev: 0, target: Vec::new() }
 }
 
 fn answer_entry(reply: ReplyEntry, result: FsResult<(Node, Attr, Duration)>) {
@@ -293,7 +294,7 @@ impl Filesystem for Adapter {
         reply: ReplyEntry,
     ) {
         let made = kind_of_mode(mode).ok_or(FsError::Invalid("no such kind of file")).and_then(|kind| {
-            let node = NewNode { kind, mode: mode as u16, owner: owner(req), rdev, target: Vec::new() };
+            let node = NewNode { rdev, ..new_node(kind, mode, req) };
             self.inner.make(req, parent, name, node)
         });
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
@@ -308,13 +309,7 @@ impl Filesystem for Adapter {
             });
             return;
         }
-        let node = NewNode {
-            kind: FileKind::Dir,
-            mode: mode as u16,
-            owner: owner(req),
-            rdev: 0,
-            target: Vec::new(),
-        };
+        let node = new_node(FileKind::Dir, mode, req);
         let made = self.inner.make(req, parent, name, node);
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
@@ -346,13 +341,8 @@ impl Filesystem for Adapter {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let node = NewNode {
-            kind: FileKind::Symlink,
-            mode: 0o777,
-            owner: owner(req),
-            rdev: 0,
-            target: target.as_os_str().as_bytes().to_vec(),
-        };
+        let target = target.as_os_str().as_bytes().to_vec();
+        let node = NewNode { target, ..new_node(FileKind::Symlink, 0o777, req) };
         let made = self.inner.make(req, parent, name, node);
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
@@ -599,13 +589,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        let node = NewNode {
-            kind: FileKind::File,
-            mode: mode as u16,
-            owner: owner(req),
-            rdev: 0,
-            target: Vec::new(),
-        };
+        let node = new_node(FileKind::File, mode, req);
         match self.inner.make(req, parent, name, node) {
             Ok(attr) => {
                 let cache = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -615,20 +599,6 @@ impl Filesystem for Adapter {
             }
             Err(e) => reply.error(errno(&e)),
         }
-    }
-
-    fn ioctl(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        _cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        reply.error(Errno::ENOTTY);
     }
 
     fn fallocate(

@@ -69,14 +69,7 @@ impl Volume {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
-        self.shared.flush_below(self.vol, &cell, u64::MAX)?;
-        let mut live = cell.state.write();
-        if live.gone {
-            return Err(FsError::NotFound);
-        }
-        if live.attrs.kind != FileKind::File {
-            return Err(FsError::Invalid("not a regular file"));
-        }
+        let mut live = self.settled_file(&cell)?;
         // Read now: the source may be the same file, or have been cut since it was looked at.
         let source = self.inode(from.at, from.ino)?.item;
         let len = len.min(source.attrs.size.saturating_sub(from.offset));

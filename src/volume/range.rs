@@ -1,5 +1,8 @@
 //! Ranges of a file: removing (truncate, punch), allocating, finding data and holes.
 
+use parking_lot::RwLockWriteGuard;
+
+use super::cell::{Cell, Live};
 use super::{FsError, FsResult, Volume};
 use crate::store::model::{Edit, FileKind, Piece, RequestId, Source};
 use crate::types::limits::{BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX};
@@ -90,6 +93,18 @@ impl Volume {
         Ok(())
     }
 
+    /// The state of a regular file with everything committed that was written before. The caller holds the
+    /// cell's flush lock.
+    pub(super) fn settled_file<'c>(&self, cell: &'c Cell) -> FsResult<RwLockWriteGuard<'c, Live>> {
+        self.shared.flush_below(self.vol, cell, u64::MAX)?;
+        let live = cell.state.write();
+        match live.attrs.kind {
+            _ if live.gone => Err(FsError::NotFound),
+            FileKind::File => Ok(live),
+            _ => Err(FsError::Invalid("not a regular file")),
+        }
+    }
+
     /// `fallocate(2)`. Space is not reserved: a full disk shows when data is written.
     ///
     /// # Errors
@@ -110,14 +125,7 @@ impl Volume {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
-        self.shared.flush_below(self.vol, &cell, u64::MAX)?;
-        let mut live = cell.state.write();
-        if live.gone {
-            return Err(FsError::NotFound);
-        }
-        if live.attrs.kind != FileKind::File {
-            return Err(FsError::Invalid("only a regular file can be allocated"));
-        }
+        let mut live = self.settled_file(&cell)?;
         let now = self.shared.now();
         let mut attrs = live.attrs.clone();
         let (grows, clears) = match how {

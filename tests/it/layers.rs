@@ -132,6 +132,8 @@ fn the_checker_lets_good_code_pass() {
         ("store/mod.rs", "mod a; pub use a::X; use crate::types::{self, A}; fn f() { crate::types::g() }"),
         ("store/a.rs", "use super::Y; const Q: char = '\"'; fn f<'a>(x: &'a str) { x.unwrap_or(1) }"),
         ("store/b.rs", "use super::a::X; #[cfg(test)]\nmod tests { fn f() { a().unwrap() } }"),
+        ("store/e.rs", "#[cfg(test)]\npub(crate) mod shared;"),
+        ("store/e/shared.rs", "pub fn f() { a().unwrap() }"),
         ("store/c_tests.rs", "fn f() { a().unwrap() }"),
         ("store/c.rs", "#[cfg(test)]\n#[path = \"c_tests.rs\"]\nmod tests;\nfn f() {}"),
         ("store/d/mod.rs", "#[cfg(test)]\nmod checks;\n#[expect(dead_code, reason = \"later\")]\nfn f() {}"),

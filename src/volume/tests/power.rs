@@ -71,7 +71,7 @@ fn check(bench: &Bench, begun: u64, acknowledged: u64) -> u64 {
 
 fn run(seed: u64) {
     let mut chance = Chance(seed.wrapping_mul(77).wrapping_add(5));
-    let mut bench = Bench::with(quiet(), seed % 3 == 0);
+    let mut bench = Bench::with(quiet(), seed.is_multiple_of(3));
     bench.drop_all();
     std::fs::remove_dir_all(bench.root().join("index")).unwrap();
     let mut disk = FaultyDisk::new();

@@ -195,12 +195,15 @@ fn writing_nothing_changes_nothing() {
     assert_eq!(bench.main().getattr(None, file).unwrap().attrs.size, 0);
 }
 
+/// Runs once, at the next sync.
+type Hook = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
+
 /// A disk that does something once, right after a pack was synced.
 struct HookDisk {
-    hook: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    hook: Hook,
 }
 
-struct HookFile(Arc<dyn DiskFile>, Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>);
+struct HookFile(Arc<dyn DiskFile>, Hook);
 
 impl DiskFile for HookFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> std::io::Result<usize> {
@@ -267,9 +270,11 @@ fn a_record_is_durable_only_with_its_chunks() {
     bench.main().fsync(first).unwrap();
     let store = bench.store();
     assert!(hook.lock().is_none() && store.durable() < store.last());
-    let syncs = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let syncs = Arc::new(AtomicU64::new(0));
     let counter = syncs.clone();
-    *hook.lock() = Some(Box::new(move || drop(counter.fetch_add(1, Ordering::SeqCst))));
+    *hook.lock() = Some(Box::new(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+    }));
     bench.main().fsync(second).unwrap();
     assert_eq!((syncs.load(Ordering::SeqCst), store.durable()), (1, store.last()));
 }

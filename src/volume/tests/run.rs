@@ -125,7 +125,7 @@ impl Run {
     pub fn step(&mut self, op: &Op) -> Outcome {
         self.bench.clock.advance(1_000_003);
         self.apply(op)?;
-        if self.doubtful.is_empty() && self.made % 3 == 0 {
+        if self.doubtful.is_empty() && self.made.is_multiple_of(3) {
             self.remember();
         }
         self.made += 1;
@@ -250,7 +250,7 @@ impl Run {
             _ => FileKind::Fifo,
         };
         let target = if kind == FileKind::Symlink { noise(u64::from(mode), 40) } else { Vec::new() };
-        let new = NewNode { mode, target: target.clone(), ..super::node(kind) };
+        let new = NewNode { mode, target: target.clone(), ..node(kind) };
         let found = self.volume().make(parent, &name(n), new, None);
         let dir = self.model.get(parent);
         let expected = match dir {
@@ -313,7 +313,7 @@ impl Run {
 
     fn allocate(&mut self, file: u8, offset: u64, len: u64, how: u8) -> Outcome {
         let Some(ino) = pick(&self.files(), file) else { return Ok(()) };
-        let keep_size = how % 2 == 0;
+        let keep_size = how.is_multiple_of(2);
         let how = match how {
             0 | 1 => Allocate::Reserve { keep_size },
             2 | 3 => Allocate::Punch,
@@ -337,7 +337,7 @@ impl Run {
     fn copy(&mut self, from: u8, moment: u8, at: u64, (to, offset): (u8, u64), len: u64) -> Outcome {
         let Some(to) = pick(&self.files(), to) else { return Ok(()) };
         let past: Vec<usize> = (0..self.snaps.len()).collect();
-        let snap = if moment % 2 == 0 { None } else { pick(&past, moment / 2) };
+        let snap = if moment.is_multiple_of(2) { None } else { pick(&past, moment / 2) };
         let (point, source) = match snap {
             Some(i) => (Some(self.snaps[i].lsn), self.snaps[i].model.clone()),
             None => (None, self.model.clone()),

@@ -253,6 +253,12 @@ fn test_modules(source: &Source) -> Vec<Vec<String>> {
             }
             at = next;
         }
+        if tokens.get(at).is_some_and(|t| t.text == "pub") {
+            at += 1;
+            if tokens.get(at).is_some_and(|t| t.text == "(") {
+                at = group_end(tokens, at);
+            }
+        }
         if let [word, name, semicolon, ..] = &tokens[at.min(tokens.len())..]
             && (word.text.as_str(), semicolon.text.as_str()) == ("mod", ";")
         {
