@@ -53,3 +53,7 @@ ci:
 # build, then bring a deleted checkpoint back out of a snapshot
 quickstart *dir:
     tools/quickstart {{ dir }}
+
+# figures of scale: a million files, a thousand snapshots, full buffers (about 15 minutes)
+scale dir:
+    tools/scale --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir {{ quote(dir) }}

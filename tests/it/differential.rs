@@ -3,7 +3,7 @@
 
 mod ops;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ops::{Op, Told, World};
 
@@ -13,8 +13,12 @@ use crate::harness::{Rng, Times, Tree, Twin, setting};
 const COMPARE_EVERY: u64 = 500;
 /// Operations between two snapshots.
 const SNAPSHOT_EVERY: u64 = 350;
-/// Operations between two remounts.
+/// Operations between two remounts; every other one rebuilds the index.
 const REMOUNT_EVERY: u64 = 1100;
+/// Operations between two moments that are remembered by their record and looked at later.
+const MOMENT_EVERY: u64 = 1700;
+/// Time after which everything written is committed without being asked for (`commit_interval_ms`, and some).
+const SETTLING: Duration = Duration::from_millis(2500);
 
 /// Operations with results that are listed when a run fails.
 const HISTORY: usize = 40;
@@ -48,7 +52,13 @@ fn run(mut rng: Rng, mut pick: impl FnMut(&mut Rng) -> Op) {
         if i % REMOUNT_EVERY == 0 {
             // What is open and unlinked ends here, on both sides.
             worlds.iter_mut().for_each(World::close_all);
-            twin.remount();
+            if i / REMOUNT_EVERY % 2 == 0 { twin.remount() } else { twin.remount_without_index() }
+        }
+        if i % MOMENT_EVERY == 0 {
+            // A record's number stands for everything that was committed before it.
+            std::thread::sleep(SETTLING);
+            let lsn = &twin.mount().status()["lsn"];
+            snapshots.push((format!("@lsn:{lsn}"), Tree::read(twin.plain())));
         }
         if i % COMPARE_EVERY == 0 || i == total {
             twin.compare(&format!("after\n{}", before()));

@@ -82,6 +82,15 @@ impl Twin {
         self.mount = self.mount.take().map(Mount::remount);
     }
 
+    /// As [`Twin::remount`], with the index deleted in between: it must be rebuilt.
+    pub fn remount_without_index(&mut self) {
+        self.mount = self.mount.take().map(|mount| {
+            let store = mount.umount();
+            std::fs::remove_dir_all(store.path().join("index")).expect("deleting the index");
+            store.mount()
+        });
+    }
+
     /// Compares the two whole trees, times that were set by hand included.
     pub fn compare(&self, what: &str) {
         Tree::read(&self.plain).assert_same(&Tree::read(self.mount().path()), Times::Planted, what);
