@@ -52,7 +52,7 @@ fn run(mut rng: Rng, mut pick: impl FnMut(&mut Rng) -> Op) {
         if i % REMOUNT_EVERY == 0 {
             // What is open and unlinked ends here, on both sides.
             worlds.iter_mut().for_each(World::close_all);
-            if i / REMOUNT_EVERY % 2 == 0 { twin.remount() } else { twin.remount_without_index() }
+            if (i / REMOUNT_EVERY).is_multiple_of(2) { twin.remount() } else { twin.remount_without_index() }
         }
         if i % MOMENT_EVERY == 0 {
             // A record's number stands for everything that was committed before it.

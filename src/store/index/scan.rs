@@ -91,29 +91,46 @@ impl Index {
         limit: usize,
     ) -> Result<Vec<Ended>> {
         let mut found = Vec::new();
+        if limit > 0 {
+            self.visit_ended(vol, firsts, ends, |item| {
+                found.push(item);
+                found.len() < limit
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Visits the dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, while
+    /// `visit` says true.
+    fn visit_ended(
+        &self,
+        vol: VolumeId,
+        firsts: (Lsn, Lsn),
+        ends: (Lsn, Lsn),
+        mut visit: impl FnMut(Ended) -> bool,
+    ) -> Result<()> {
         let below = keys::ended_from(vol, firsts.1.next(), Lsn::ZERO);
-        let mut from = keys::ended_from(vol, firsts.0.next(), Lsn::ZERO);
+        let from = keys::ended_from(vol, firsts.0.next(), Lsn::ZERO);
         let mut it = self.iterate(HISTORY, &from, &below)?;
-        while found.len() < limit {
-            let Some((key, value)) = it.item() else { break };
+        while let Some((key, value)) = it.item() {
             let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
             if end <= ends.0 || end > ends.1 {
                 // Skip to the part of this bucket that counts, or to the next bucket.
-                let next_bucket = end > ends.1;
-                from = if next_bucket {
+                let next = if end > ends.1 {
                     keys::ended_from(vol, first.next(), Lsn::ZERO)
                 } else {
                     keys::ended_from(vol, first, ends.0.next())
                 };
-                it.seek(&from);
+                it.seek(&next);
                 continue;
             }
             let bytes = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
-            found.push((first, end, head, bytes));
+            if !visit((first, end, head, bytes)) {
+                break;
+            }
             it.next();
         }
-        it.status().map_err(index_error)?;
-        Ok(found)
+        it.status().map_err(index_error)
     }
 
     /// Bytes of file data that only the snapshot at `at` keeps, the continuous window aside, before
@@ -126,7 +143,12 @@ impl Index {
             let next = volume.snapshots.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
             (previous, next)
         };
-        Ok(self.ended_between(vol, (previous, at), (at, next), usize::MAX)?.iter().map(|(.., b)| b).sum())
+        let mut total = 0u64;
+        self.visit_ended(vol, (previous, at), (at, next), |(.., bytes)| {
+            total = total.saturating_add(bytes);
+            true
+        })?;
+        Ok(total)
     }
 
     /// Whether a `Forget` record would find work.
