@@ -63,10 +63,8 @@ where
     let problem = filter.as_ref().err().map(ToString::to_string);
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
     // Whatever was asked for: below this, fuser logs every request with the names in it.
-    let filter = match "fuser=warn".parse() {
-        Ok(directive) => filter.add_directive(directive),
-        Err(_) => filter,
-    };
+    let quiet = ["fuser=warn", "fuser::request=warn"].into_iter().filter_map(|text| text.parse().ok());
+    let filter = quiet.fold(filter, EnvFilter::add_directive);
     // Already installed is fine: tests run several servers in one process.
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(color).with_writer(writer).try_init();
     if let Some(problem) = problem {

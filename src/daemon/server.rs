@@ -30,20 +30,33 @@ const DETACH_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long an unmount waits for a mount that is in use.
 const BUSY_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two looks whether a session has ended, which takes no longer after an unmount.
+const END_PAUSE: Duration = Duration::from_millis(1);
 /// Between two tries.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 enum Event {
     /// The kernel has let go of a mount.
-    Ended(PathBuf),
+    Ended(MountNumber),
     /// Somebody asked the server to end.
     Stop,
 }
 
-/// What is mounted where, and whether it is read-only.
+/// Tells a mount from a later one at the same place.
+type MountNumber = u64;
+
+struct TableEntry {
+    mounted: Mounted,
+    read_only: bool,
+    number: MountNumber,
+}
+
+/// What is mounted where.
 #[derive(Default)]
 struct Table {
-    mounted: HashMap<PathBuf, (Mounted, bool)>,
+    mounted: HashMap<PathBuf, TableEntry>,
+    /// How many mounts there have been.
+    count: MountNumber,
     /// The server ends: whoever comes now is to wait for the next one.
     ending: bool,
 }
@@ -54,15 +67,22 @@ impl Table {
         if self.ending {
             return Err(ControlError::new(Kind::Ending, "the store's server is just ending; try again"));
         }
-        if let Some((at, _)) = self.mounted.values().find(|(m, _)| m.volume().id() == volume.id()) {
-            let at = at.mountpoint().display();
+        if let Some(entry) = self.mounted.values().find(|e| e.mounted.volume().id() == volume.id()) {
+            let at = entry.mounted.mountpoint().display();
             return Err(ControlError::in_use(format!("volume {} is mounted at {at}", volume.name())));
         }
-        if let Some((other, _)) = self.mounted.get(mountpoint) {
-            let (name, at) = (other.volume().name(), mountpoint.display());
+        if let Some(other) = self.mounted.get(mountpoint) {
+            let (name, at) = (other.mounted.volume().name(), mountpoint.display());
             return Err(ControlError::in_use(format!("volume {name} of this store is mounted at {at}")));
         }
         Ok(())
+    }
+
+    /// Takes out the mount of that number, if it has not been taken yet.
+    fn take(&mut self, number: MountNumber) -> Option<Mounted> {
+        let (at, _) = self.mounted.iter().find(|(_, entry)| entry.number == number)?;
+        let at = at.clone();
+        self.mounted.remove(&at).map(|entry| entry.mounted)
     }
 }
 
@@ -130,6 +150,25 @@ impl Server {
         }
     }
 
+    /// Waits until the session of a mount that was unmounted has ended, and takes it out of the table, unless
+    /// the main thread was first (`Some(None)`). None when the kernel does not let go of it.
+    fn take_ended(&self, mountpoint: &Path) -> Option<Option<Mounted>> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            let mut table = self.mounts.lock();
+            match table.mounted.get(mountpoint) {
+                None => return Some(None),
+                Some(entry) if entry.mounted.has_ended() => {
+                    return Some(table.mounted.remove(mountpoint).map(|entry| entry.mounted));
+                }
+                Some(_) if Instant::now() >= deadline => return None,
+                Some(_) => {}
+            }
+            drop(table);
+            std::thread::sleep(END_PAUSE);
+        }
+    }
+
     /// Decides to end when nothing is mounted; whether the server ends.
     fn ends_unused(&self) -> bool {
         let mut table = self.mounts.lock();
@@ -177,7 +216,8 @@ impl Mounts for Server {
             .open(&request.volume)
             .map_err(|e| control_error(&format!("volume {}", request.volume), e))?;
         let mut table = self.free_table(&volume, &request.mountpoint)?;
-        let (events, ended) = (self.events.clone(), request.mountpoint.clone());
+        table.count += 1;
+        let (events, number) = (self.events.clone(), table.count);
         let mounted = Mounted::start(
             self.volumes.clone(),
             volume,
@@ -185,11 +225,12 @@ impl Mounts for Server {
             self.settings(request),
             move || {
                 // The main thread outlives every mount.
-                let _ = events.send(Event::Ended(ended));
+                let _ = events.send(Event::Ended(number));
             },
         )
         .map_err(|e| ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display())))?;
-        table.mounted.insert(request.mountpoint.clone(), (mounted, request.options.ro));
+        let entry = TableEntry { mounted, read_only: request.options.ro, number };
+        table.mounted.insert(request.mountpoint.clone(), entry);
         drop(table);
         self.publish();
         Ok(())
@@ -210,8 +251,13 @@ impl Mounts for Server {
             )),
             _ => ControlError::failed(format!("unmounting {}: {e}", mountpoint.display())),
         })?;
-        let removed = self.mounts.lock().mounted.remove(mountpoint);
-        if let Some((mounted, _)) = removed
+        let ended = self.take_ended(mountpoint).ok_or_else(|| {
+            ControlError::in_use(format!(
+                "{} is unmounted here, but lives on in a bind mount or another mount namespace",
+                mountpoint.display()
+            ))
+        })?;
+        if let Some(mounted) = ended
             && let Err(e) = mounted.join()
         {
             tracing::warn!(error = %e, "a mount ended with an error");
@@ -227,14 +273,17 @@ impl Mounts for Server {
         let mut list: Vec<MountEntry> = mounts
             .mounted
             .iter()
-            .map(|(at, (m, _))| MountEntry { volume: m.volume().name().to_owned(), mountpoint: at.clone() })
+            .map(|(at, entry)| MountEntry {
+                volume: entry.mounted.volume().name().to_owned(),
+                mountpoint: at.clone(),
+            })
             .collect();
         list.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         list
     }
 
     fn is_read_only(&self, mountpoint: &Path) -> bool {
-        self.mounts.lock().mounted.get(mountpoint).is_some_and(|(_, read_only)| *read_only)
+        self.mounts.lock().mounted.get(mountpoint).is_some_and(|entry| entry.read_only)
     }
 
     fn stop(&self) {
@@ -337,10 +386,10 @@ fn serve(server: &Server, happened: &Receiver<Event>) {
                 server.mounts.lock().ending = true;
                 return;
             }
-            Event::Ended(mountpoint) => {
-                let removed = server.mounts.lock().mounted.remove(&mountpoint);
-                if let Some((mounted, _)) = removed {
-                    tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
+            Event::Ended(number) => {
+                let ended = server.mounts.lock().take(number);
+                if let Some(mounted) = ended {
+                    tracing::info!(mountpoint = %mounted.mountpoint().display(), "unmounted");
                     if let Err(e) = mounted.join() {
                         tracing::warn!(error = %e, "a mount ended with an error");
                     }
@@ -365,9 +414,9 @@ fn detach_all(server: &Server, happened: &Receiver<Event>) {
     let deadline = Instant::now() + DETACH_PATIENCE;
     while !server.mounts.lock().mounted.is_empty() {
         match happened.recv_deadline(deadline) {
-            Ok(Event::Ended(mountpoint)) => {
-                let removed = server.mounts.lock().mounted.remove(&mountpoint);
-                drop(removed.map(|(mounted, _)| mounted.join()));
+            Ok(Event::Ended(number)) => {
+                let ended = server.mounts.lock().take(number);
+                drop(ended.map(Mounted::join));
             }
             Ok(Event::Stop) => {}
             Err(_) => {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -70,28 +70,39 @@ impl Orphans {
     }
 
     fn run(&self, volume: &Volume, device: &File) {
+        let mut round = Instant::now() + ROUND;
         loop {
-            let candidates: Vec<Ino> = {
+            let (candidates, patient): (Vec<Ino>, _) = {
                 let mut state = self.state.lock();
-                let mut all = false;
                 if state.hints.is_empty() && !state.stop {
-                    all = self.signal.wait_for(&mut state, ROUND).timed_out();
+                    self.signal.wait_until(&mut state, round);
                 }
                 if state.stop {
                     return;
                 }
                 let hints = std::mem::take(&mut state.hints);
-                if all { state.orphans.iter().copied().collect() } else { hints.into_iter().collect() }
+                // Also when hints keep coming.
+                let all = Instant::now() >= round;
+                if all {
+                    round = Instant::now() + ROUND;
+                    (state.orphans.iter().copied().collect(), false)
+                } else {
+                    (hints.into_iter().collect(), true)
+                }
             };
             for ino in candidates {
-                self.try_remove(volume, device, ino);
+                self.try_remove(volume, device, ino, patient);
             }
         }
     }
 
-    fn try_remove(&self, volume: &Volume, device: &File, ino: Ino) {
+    /// Removes an orphan that the kernel does not hold. `patient` after a hint, which can come before the
+    /// kernel has finished with the inode.
+    fn try_remove(&self, volume: &Volume, device: &File, ino: Ino, patient: bool) {
         if is_known(device, ino) {
-            // The hint can come before the kernel has finished with the inode.
+            if !patient {
+                return;
+            }
             std::thread::sleep(RETRY);
             if is_known(device, ino) {
                 return;

@@ -96,6 +96,11 @@ impl Mounted {
         &self.volume
     }
 
+    /// Whether the kernel has let go of the mount.
+    pub fn has_ended(&self) -> bool {
+        self.session.is_finished()
+    }
+
     /// Waits until the mount is gone.
     ///
     /// # Errors
