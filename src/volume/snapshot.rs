@@ -233,7 +233,8 @@ impl Volume {
         let created = self.with_state(|v| v.created)?;
         let lsn = self.shared.store.index().lsn_at(time)?;
         if lsn < created {
-            return Err(FsError::NoSuchPoint(format!("the volume did not exist at {}", rfc3339(time))));
+            let moment = rfc3339(time);
+            return Err(FsError::NoSuchPoint(format!("{moment} is before every moment that is readable")));
         }
         Ok(lsn)
     }
