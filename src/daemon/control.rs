@@ -32,6 +32,8 @@ const PEER_PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 1
 const USER_CONNECTIONS_MAX: usize = CONTROL_CONNECTIONS_MAX / 4;
 /// Connections that are kept for root.
 const ROOT_CONNECTIONS: usize = 8;
+/// How long idle threads may take to end.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
 /// Progress lines that wait for a slow peer; more are left out.
 const PROGRESS_QUEUE: usize = 16;
 
@@ -148,7 +150,8 @@ impl ControlServer {
                 tracing::warn!("control requests were still running after {} s", grace.as_secs());
             }
         });
-        self.runtime.shutdown_background();
+        // Waits for what holds the handler, and through it the store.
+        self.runtime.shutdown_timeout(SHUTDOWN_PATIENCE);
     }
 }
 

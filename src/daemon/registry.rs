@@ -245,6 +245,7 @@ pub fn running() -> Vec<Entry> {
 pub struct Registration {
     dir: RuntimeDir,
     entry: Entry,
+    left: bool,
 }
 
 impl Registration {
@@ -258,7 +259,7 @@ impl Registration {
     ) -> io::Result<Registration> {
         let socket = dir.socket_path(node);
         let entry = Entry { node: node.to_string(), store, pid: std::process::id(), socket, mounts };
-        let registration = Registration { dir, entry };
+        let registration = Registration { dir, entry, left: false };
         registration.write()?;
         Ok(registration)
     }
@@ -267,6 +268,12 @@ impl Registration {
     pub fn set_mounts(&mut self, mounts: Vec<MountEntry>) -> io::Result<()> {
         self.entry.mounts = mounts;
         self.write()
+    }
+
+    /// Leaves the file, for a process that may hold the store until it has ended: the file says which process
+    /// that is, and nothing once it is gone.
+    pub fn leave(mut self) {
+        self.left = true;
     }
 
     fn write(&self) -> io::Result<()> {
@@ -285,6 +292,9 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        if self.left {
+            return;
+        }
         let path = self.dir.entry_path(&self.entry.node);
         if let Err(error) = fs::remove_file(&path) {
             tracing::warn!("removing {}: {}", path.display(), one_line(&error.to_string()));

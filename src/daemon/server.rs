@@ -373,7 +373,15 @@ pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
     control.stop(GRACE);
     detach_all(&server, &happened);
     let closed = volumes.close().map_err(|e| control_error("closing the store", e));
-    drop(server.registration.lock().take());
+    let registration = server.registration.lock().take();
+    let store = volumes.store().clone();
+    drop((server, volumes));
+    // Who finds no server registered takes the store to be free.
+    match (Arc::into_inner(store), registration) {
+        (Some(store), registration) => drop((store, registration)),
+        (None, Some(registration)) => registration.leave(),
+        (None, None) => {}
+    }
     tracing::info!("the server ended");
     result.and(closed)
 }

@@ -24,6 +24,7 @@
 mod differential;
 mod harness;
 mod layers;
+mod lifecycle;
 mod posix;
 mod snapshots;
 mod store;

@@ -1,0 +1,9 @@
+//! Mounts as they come and go, and who may do what with them.
+
+mod helper;
+mod hostile;
+mod mounts;
+mod server;
+mod snapdir;
+mod socket;
+mod users;
