@@ -160,16 +160,4 @@ mod tests {
         assert_eq!(cuts, [CHUNK_MAX_BYTES, 2 * CHUNK_MAX_BYTES, 3 * CHUNK_MAX_BYTES]);
         assert_eq!(Chunker::new(7).cuts(&[], true).count(), 0);
     }
-
-    #[test]
-    #[ignore = "prints speeds; run with --release -- --ignored --nocapture"]
-    fn speed() {
-        let (chunker, data) = (Chunker::new(3), noise(3, 64 << 20));
-        let start = std::time::Instant::now();
-        let count = chunker.cuts(&data, true).count();
-        println!(
-            "chunker: {count} chunks, {:.2} GB/s",
-            data.len() as f64 / 1e9 / start.elapsed().as_secs_f64()
-        );
-    }
 }

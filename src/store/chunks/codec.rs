@@ -205,23 +205,4 @@ mod tests {
         assert_eq!(decode(Codec::Zstd, &bomb, too_long), Err(CodecError::TooLong(too_long)));
         assert_eq!(Codec::try_from(2), Err(CodecError::Unknown(2)));
     }
-
-    #[test]
-    #[ignore = "prints speeds; run with --release -- --ignored --nocapture"]
-    fn speed() {
-        let floats: Vec<u8> = (0..16_384).flat_map(|i| (i as f32).sin().to_le_bytes()).collect();
-        for (name, data) in [("noise", noise(65_536)), ("floats", floats), ("text", b"abc def ".repeat(8192))]
-        {
-            for level in [1, 3] {
-                let mut scratch = Vec::new();
-                let (start, rounds) = (std::time::Instant::now(), 1000);
-                for _ in 0..rounds {
-                    std::hint::black_box(encode(level, &data, &mut scratch));
-                }
-                let speed = f64::from(rounds) * data.len() as f64 / 1e9 / start.elapsed().as_secs_f64();
-                let (codec, packed) = encode(level, &data, &mut scratch);
-                println!("{name} level {level}: {codec:?} {} B, {speed:.2} GB/s", packed.len());
-            }
-        }
-    }
 }

@@ -327,25 +327,4 @@ mod tests {
         let shown = format!("{:?} {:?}", Secrets::plain([0xab; 32]), encrypted(&[1]));
         assert!(!shown.contains("171") && !shown.contains("ab, "), "{shown}");
     }
-
-    #[test]
-    #[ignore = "prints speeds; run with --release -- --ignored --nocapture"]
-    fn speed() {
-        let sealer = encrypted(&[1]);
-        for (len, rounds) in [(64usize, 200_000u32), (65_536, 20_000)] {
-            let data = vec![7u8; len];
-            let mut out = Vec::with_capacity(len + Sealer::OVERHEAD);
-            let start = std::time::Instant::now();
-            for _ in 0..rounds {
-                out.clear();
-                sealer.seal_into(b"aad", &data, &mut out).unwrap();
-            }
-            let seal = start.elapsed() / rounds;
-            let start = std::time::Instant::now();
-            for _ in 0..rounds {
-                std::hint::black_box(sealer.open(b"aad", &out).unwrap());
-            }
-            println!("{len} B: seal {seal:?}, open {:?}", start.elapsed() / rounds);
-        }
-    }
 }

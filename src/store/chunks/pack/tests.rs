@@ -445,30 +445,3 @@ fn mend(mut footer: Vec<u8>, content: usize, salt: Salt) -> Vec<u8> {
     footer[content..content + 4].copy_from_slice(&crc.to_le_bytes());
     footer
 }
-
-#[test]
-#[ignore = "prints speeds; run with --release -- --ignored --nocapture"]
-fn speed() {
-    let packs = Packs::new(encrypted());
-    let mut data = vec![0; 65_536];
-    blake3::Hasher::new().finalize_xof().fill(&mut data);
-    let (count, mut scratch, writer) = (4096u32, Vec::new(), packs.writer());
-    let rate = |start: std::time::Instant| f64::from(count) * 65_536.0 / 1e9 / start.elapsed().as_secs_f64();
-    let start = std::time::Instant::now();
-    let mut written = Vec::new();
-    for _ in 0..count {
-        let id = packs.sealer.chunk_id(&data);
-        let chunk = SealedChunk::seal(&packs.sealer, 1, id, &data, &mut scratch).unwrap();
-        written.push((id, writer.append(chunk).unwrap()));
-    }
-    println!("hash, codec, seal, append (one thread, noise): {:.2} GB/s", rate(start));
-    let start = std::time::Instant::now();
-    writer.sync().unwrap();
-    println!("sync: {:?}", start.elapsed());
-    let (reader, start) = (packs.reader(), std::time::Instant::now());
-    written.iter().for_each(|(id, at)| assert_eq!(reader.read(at, id).unwrap().len(), data.len()));
-    println!("read and verify: {:.2} GB/s", rate(start));
-    let start = std::time::Instant::now();
-    assert!(packs.scan(1, 0, Trust::Frames).1.damage.is_empty());
-    println!("scan of frames: {:.2} GB/s", rate(start));
-}
