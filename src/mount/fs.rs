@@ -179,6 +179,13 @@ fn answer_attr(reply: ReplyAttr, result: FsResult<(Node, Attr)>) {
     }
 }
 
+fn answer_data(reply: ReplyData, result: FsResult<Vec<u8>>) {
+    match result {
+        Ok(bytes) => reply.data(&bytes),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
 fn answer_empty<T>(reply: ReplyEmpty, result: FsResult<T>) {
     match result {
         Ok(_) => reply.ok(),
@@ -277,10 +284,7 @@ impl Filesystem for Adapter {
     }
 
     fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
-        match self.inner.read(ino, |at, ino| self.inner.volume.readlink(at, ino)) {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(errno(&e)),
-        }
+        answer_data(reply, self.inner.read(ino, |at, ino| self.inner.volume.readlink(at, ino)));
     }
 
     fn mknod(
@@ -401,10 +405,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.inner.read(ino, |at, ino| self.inner.volume.read(at, ino, offset, size as usize)) {
-            Ok(bytes) => reply.data(&bytes),
-            Err(e) => reply.error(errno(&e)),
-        }
+        let len = size as usize;
+        answer_data(reply, self.inner.read(ino, |at, ino| self.inner.volume.read(at, ino, offset, len)));
     }
 
     fn write(
