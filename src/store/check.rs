@@ -202,7 +202,21 @@ impl Store {
                 },
             );
             match scanned {
-                Ok(report) => report.errors().for_each(|e| findings.problem(e.to_string())),
+                Ok(report) => {
+                    let finished = report.footer == pack::Footer::Whole;
+                    for (damage, error) in report.damage.iter().zip(report.errors()) {
+                        let named =
+                            missing.values().any(|at| at.pack == id && damage.bytes.contains(&at.offset))
+                                || (damage.bytes.start == 0 && stored.values().any(|at| at.pack == id));
+                        if finished || named {
+                            findings.problem(error.to_string());
+                        } else {
+                            // In a pack that a crash ended, what no record names is what a power cut left
+                            // of writes that nobody had synced.
+                            findings.dead_bytes += damage.bytes.end.saturating_sub(damage.bytes.start);
+                        }
+                    }
+                }
                 Err(e) => findings.problem(e.to_string()),
             }
         }
