@@ -6,12 +6,14 @@
 //! | layer | may import |
 //! |---|---|
 //! | `types` | nothing |
+//! | `arena` | `types` |
 //! | `store` | `types` |
-//! | `volume` | `store`, `types` |
-//! | `mount` | `volume`, `store`, `types` |
+//! | `volume` | `store`, `arena`, `types` |
+//! | `mount` | `volume`, `store`, `arena`, `types` |
 //! | `daemon` | all of these |
 //! | `cli` | `daemon`, `types` |
 
+pub mod arena;
 pub mod cli;
 pub mod daemon;
 pub mod mount;

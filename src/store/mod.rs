@@ -95,6 +95,21 @@ impl Store {
     /// [`Error::NoSpace`] and [`Error::Invalid`] leave everything as it was; [`Error::Poisoned`] and
     /// [`Error::ReadOnly`] as well.
     pub fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> Result<Lsn> {
+        self.commit_noted(edits, request, &|_| {})
+    }
+
+    /// As [`Store::commit`]. `note` is called with the record's LSN before it is appended, and with
+    /// [`Lsn::ZERO`] if it then was not: whoever finds the note after a crash asks the journal whether it
+    /// reaches that far. Both under the append lock.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    pub fn commit_noted(
+        &self,
+        edits: Vec<Edit>,
+        request: Option<RequestId>,
+        note: &dyn Fn(Lsn),
+    ) -> Result<Lsn> {
         let record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
         if record.edits.len() > RECORD_EDITS_MAX {
             return Err(Error::Invalid(format!(
@@ -118,7 +133,8 @@ impl Store {
             .sealer
             .seal(&record_aad(lsn, committed.term), &plain)
             .map_err(|e| Error::Invalid(e.to_string()))?;
-        let appended = self.journal.append(committed.term, &sealed)?;
+        note(lsn);
+        let appended = self.journal.append(committed.term, &sealed).inspect_err(|_| note(Lsn::ZERO))?;
         let place = Place {
             lsn: appended.lsn,
             term: committed.term,

@@ -148,12 +148,11 @@ impl Volume {
             self.remove_range(ino, size, live.committed_size, live.committed_size, &mut edits)?;
         }
         self.shared.store.defragment(&edits)?;
-        self.commit(edits, request)?;
+        let note = |lsn| live.dirty.slots().filter(|s| s.end() > size).for_each(|s| s.note(lsn, 0, size));
+        self.shared.store.commit_noted(edits, request, &note)?;
         live.attrs = attrs;
         live.committed_size = size;
-        let before = live.dirty.bytes();
         live.dirty.truncate(size);
-        self.shared.budget.give(before.saturating_sub(live.dirty.bytes()));
         if live.dirty.is_empty() && live.sealing.is_empty() {
             live.dirty_since = None;
         }

@@ -1,40 +1,57 @@
 //! The dirty budget: how much programs may write ahead of sealing. Beyond it a writer waits; if sealing
 //! fails for lack of space, it is told so instead.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use super::{FsError, FsResult};
+use super::FsResult;
+use crate::arena::{Arena, PAGE_BYTES};
+use crate::types::Error;
 
 /// A writer that waited this long without any room coming free is told that there is no space.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a writer waits before it looks again by itself.
+const LOOK: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Default)]
 struct State {
-    used: u64,
+    /// Room promised to writes that are being carried out.
+    reserved: u64,
     failing: Option<String>,
     /// Barriers that want what is dirty to become little.
     draining: usize,
 }
 
-/// Bytes written and not yet committed, of all volumes.
+/// Room in the arena, for all volumes: what is used of it counts by slots and not by bytes, so that many tiny
+/// writes count for what they really take.
 #[derive(Debug)]
 pub(super) struct Budget {
+    arena: Arc<Arena>,
     max: u64,
     state: Mutex<State>,
-    freed: Condvar,
+}
+
+/// The most room that a write of `bytes` takes, when it does not meet very scattered ones.
+fn room(bytes: u64) -> u64 {
+    bytes + bytes / 8 + 2 * PAGE_BYTES as u64
 }
 
 impl Budget {
-    pub(super) fn new(max: u64) -> Budget {
-        Budget { max, state: Mutex::default(), freed: Condvar::new() }
+    pub(super) fn new(arena: Arc<Arena>, max: u64) -> Budget {
+        let max = max.min(arena.capacity());
+        Budget { arena, max, state: Mutex::default() }
+    }
+
+    fn has_room(&self, state: &State, room: u64) -> bool {
+        let taken = self.arena.used() + state.reserved;
+        state.draining == 0 && (taken == 0 || taken + room <= self.max)
     }
 
     /// Whether a write of `bytes` would have to wait.
     pub(super) fn is_full(&self, bytes: u64) -> bool {
-        let state = self.state.lock();
-        state.draining > 0 || state.used + bytes > self.max
+        !self.has_room(&self.state.lock(), room(bytes))
     }
 
     /// Lets no writer in until the guard is dropped: what is dirty then only shrinks.
@@ -43,55 +60,63 @@ impl Budget {
         Draining(self)
     }
 
-    /// Takes `bytes`, waiting for room. A single write larger than the budget gets through when nothing else
-    /// is dirty. Holds no lock of any volume while it waits.
+    /// Promises room for a write of `bytes`, waiting for it. Holds no lock of any volume while it waits.
     ///
     /// # Errors
     /// No space, when what is dirty cannot be committed.
-    pub(super) fn take(&self, bytes: u64) -> FsResult<()> {
-        let mut state = self.state.lock();
+    pub(super) fn reserve(&self, bytes: u64) -> FsResult<Reserved<'_>> {
+        let room = room(bytes);
         let mut since = Instant::now();
-        let mut least = state.used;
-        while state.draining > 0 || (state.used + bytes > self.max && state.used > 0) {
-            if let Some(reason) = &state.failing {
-                return Err(crate::types::Error::NoSpace(reason.clone()).into());
+        let mut least = self.arena.used();
+        loop {
+            {
+                let mut state = self.state.lock();
+                if self.has_room(&state, room) {
+                    state.reserved += room;
+                    return Ok(Reserved { budget: self, room });
+                }
+                if let Some(reason) = &state.failing {
+                    return Err(Error::NoSpace(reason.clone()).into());
+                }
             }
             if since.elapsed() > PATIENCE {
-                return Err(FsError::Store(crate::types::Error::NoSpace("data waiting to be sealed".into())));
+                return Err(Error::NoSpace("data waiting to be sealed".into()).into());
             }
-            self.freed.wait_for(&mut state, Duration::from_millis(100));
-            if state.used < least {
-                (least, since) = (state.used, Instant::now());
+            self.arena.wait_freed(LOOK);
+            let used = self.arena.used();
+            if used < least {
+                (least, since) = (used, Instant::now());
             }
         }
-        state.used += bytes;
-        Ok(())
-    }
-
-    /// Gives `bytes` back.
-    pub(super) fn give(&self, bytes: u64) {
-        if bytes == 0 {
-            return;
-        }
-        let mut state = self.state.lock();
-        state.used = state.used.saturating_sub(bytes);
-        self.freed.notify_all();
     }
 
     /// Tells whether committing works.
     pub(super) fn set_failing(&self, reason: Option<String>) {
-        let mut state = self.state.lock();
-        state.failing = reason;
-        self.freed.notify_all();
+        self.state.lock().failing = reason;
+        self.arena.wake();
     }
 
+    /// Bytes of the slots in use.
     pub(super) fn used(&self) -> u64 {
-        self.state.lock().used
+        self.arena.used()
     }
 
     /// Whether so much is dirty that sealing should not wait for age.
     pub(super) fn is_pressing(&self) -> bool {
-        self.state.lock().used > self.max / 2
+        self.used() > self.max / 2
+    }
+}
+
+/// Room that a write was promised. The slots it takes count by themselves.
+pub(super) struct Reserved<'a> {
+    budget: &'a Budget,
+    room: u64,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.budget.state.lock();
+        state.reserved = state.reserved.saturating_sub(self.room);
     }
 }
 
@@ -100,8 +125,10 @@ pub(super) struct Draining<'a>(&'a Budget);
 
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state.lock();
-        state.draining = state.draining.saturating_sub(1);
-        self.0.freed.notify_all();
+        {
+            let mut state = self.0.state.lock();
+            state.draining = state.draining.saturating_sub(1);
+        }
+        self.0.arena.wake();
     }
 }

@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::extents::{Extents, Run};
+use super::extents::Extents;
+use crate::arena::{Recovered, Slot};
 use crate::store::model::{Attrs, FileKind};
-use crate::types::{Ino, VolumeId};
+use crate::types::{Ino, Timestamp, VolumeId};
 
 /// Shards of the map, so that unrelated files do not wait for one lock.
 const SHARDS: usize = 64;
@@ -23,8 +24,8 @@ pub struct Live {
     pub committed_size: u64,
     /// Written, not being sealed yet.
     pub dirty: Extents,
-    /// Being sealed.
-    pub sealing: Vec<Run>,
+    /// Being sealed; what was written since lies over it.
+    pub sealing: Arc<Vec<Slot>>,
     /// When the oldest uncommitted change was made.
     pub dirty_since: Option<Instant>,
     /// The inode is gone; nothing may be committed for it any more.
@@ -39,7 +40,7 @@ impl Live {
             committed_size: attrs.size,
             attrs,
             dirty: Extents::default(),
-            sealing: Vec::new(),
+            sealing: Arc::default(),
             dirty_since: None,
             gone: false,
             failure: None,
@@ -53,7 +54,7 @@ impl Live {
 
     /// Uncommitted bytes.
     pub fn dirty_bytes(&self) -> u64 {
-        self.dirty.bytes() + self.sealing.iter().map(|(_, run)| run.len() as u64).sum::<u64>()
+        self.dirty.bytes() + self.sealing.iter().map(|slot| slot.len() as u64).sum::<u64>()
     }
 
     /// The attributes as a record may state them now: a size never covers bytes that are not committed.
@@ -67,8 +68,23 @@ impl Live {
 
     /// Whether any byte of `from..to` is uncommitted.
     pub fn touches(&self, from: u64, to: u64) -> bool {
-        self.dirty.touches(from, to)
-            || self.sealing.iter().any(|(at, run)| *at < to && at + run.len() as u64 > from)
+        self.dirty.touches(from, to) || self.sealing.iter().any(|slot| slot.start() < to && slot.end() > from)
+    }
+
+    /// Takes up bytes that an earlier server left, which lie beneath what is here already. Their time counts
+    /// if nothing that was recorded later stated one.
+    pub fn take_up(&mut self, recovered: Recovered, committed: Timestamp) {
+        let (owner, slot) = (recovered.owner, recovered.slot);
+        self.attrs.size = self.attrs.size.max(slot.end());
+        if owner.time > committed {
+            self.attrs.mtime = self.attrs.mtime.max(owner.time);
+            self.attrs.ctime = self.attrs.ctime.max(owner.time);
+            if owner.kill {
+                super::attr::kill_privileges(&mut self.attrs);
+            }
+        }
+        self.dirty.put_back(slot);
+        self.dirty_since.get_or_insert_with(Instant::now);
     }
 }
 

@@ -4,10 +4,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{FsError, FsResult, Volume, attr};
+use crate::arena::Owner;
 use crate::store::Store;
 use crate::store::model::{FileKind, Inode, Recipe, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use crate::types::{ChunkId, Error, Ino, Lsn};
+
+/// Larger writes are carried out in parts of this size; the kernel never sends larger ones.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+/// How often a write makes room for itself before it is given up.
+const ROOM_TRIES: usize = 8;
 
 impl Volume {
     /// Up to `len` bytes of a file from `offset` on; fewer only at its end.
@@ -82,16 +88,34 @@ impl Volume {
             return Ok(());
         }
         let len = data.len() as u64;
-        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooLarge)?;
-        self.shared.budget.take(len)?;
-        let result = self.write_taken(ino, offset, data, end, kill_privileges);
-        // What was not added (overwritten, or failed) goes back.
-        let added = *result.as_ref().unwrap_or(&0);
-        self.shared.budget.give(len.saturating_sub(added));
-        result.map(drop)
+        offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooLarge)?;
+        let mut at = offset;
+        for part in data.chunks(WRITE_BYTES_MAX) {
+            self.write_part(ino, at, part, kill_privileges)?;
+            at += part.len() as u64;
+        }
+        // Where nothing outlives the server, the journal must have it before anyone is told so.
+        if self.shared.arena.survives() || !self.shared.commits_first {
+            Ok(())
+        } else {
+            self.commit_file(ino)
+        }
     }
 
-    fn write_taken(&self, ino: Ino, offset: u64, data: &[u8], end: u64, kill: bool) -> FsResult<u64> {
+    fn write_part(&self, ino: Ino, offset: u64, data: &[u8], kill: bool) -> FsResult<()> {
+        for _ in 0..ROOM_TRIES {
+            let _room = self.shared.budget.reserve(data.len() as u64)?;
+            if self.write_reserved(ino, offset, data, kill)? {
+                return Ok(());
+            }
+            // Very scattered slots took more than was reserved: away with them.
+            self.commit_file(ino)?;
+        }
+        Err(Error::NoSpace("written data: it is too scattered".into()).into())
+    }
+
+    /// Whether there was room for all of it.
+    fn write_reserved(&self, ino: Ino, offset: u64, data: &[u8], kill: bool) -> FsResult<bool> {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let mut live = cell.state.write();
@@ -101,18 +125,21 @@ impl Volume {
         if live.attrs.kind != FileKind::File {
             return Err(FsError::Invalid("not a regular file"));
         }
-        let added = live.dirty.write(offset, data);
-        let now = self.shared.now();
-        live.attrs.size = live.attrs.size.max(end);
-        (live.attrs.mtime, live.attrs.ctime) = (now, now);
+        let time = self.shared.now();
+        let owner = Owner { volume: self.vol, ino, time, kill };
+        live.dirty_since.get_or_insert_with(Instant::now);
+        if live.dirty.write(&self.shared.arena, owner, offset, data).is_err() {
+            return Ok(false);
+        }
+        live.attrs.size = live.attrs.size.max(offset + data.len() as u64);
+        (live.attrs.mtime, live.attrs.ctime) = (time, time);
         if kill {
             attr::kill_privileges(&mut live.attrs);
         }
-        live.dirty_since.get_or_insert_with(Instant::now);
         if live.dirty.bytes() >= self.shared.store.config().seal_run_bytes {
             self.shared.flush_soon();
         }
-        Ok(added)
+        Ok(true)
     }
 }
 
@@ -170,14 +197,7 @@ struct Overlay {
 impl Overlay {
     fn of(live: &super::cell::Live, from: u64, to: u64) -> Overlay {
         let mut runs = Vec::new();
-        for (at, run) in &live.sealing {
-            let (lo, hi) = ((*at).max(from), (at + run.len() as u64).min(to));
-            if lo < hi
-                && let Some(part) = run.get((lo - at) as usize..(hi - at) as usize)
-            {
-                runs.push((lo, part.to_vec()));
-            }
-        }
+        super::extents::for_range(live.sealing.iter(), from, to, |at, part| runs.push((at, part.to_vec())));
         live.dirty.for_range(from, to, |at, part| runs.push((at, part.to_vec())));
         Overlay { runs }
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::cell::{Cell, Live};
-use super::extents::{Run, copy_over};
+use super::extents::{Run, copy_over, runs};
 use super::file::assemble;
 use super::{FsError, FsResult, Shared, Volume};
 use crate::store::chunks::{Stored, pool::Pool};
@@ -42,23 +42,23 @@ enum Reason {
 struct Sealed {
     runs: Vec<(u64, Vec<Piece>)>,
     _pins: Vec<Stored>,
-    /// What was left for later: offset and bytes.
-    tail: Option<(u64, Vec<u8>)>,
+    /// From which offset on bytes were left for later.
+    tail: Option<u64>,
 }
 
 impl Shared {
     /// Commits what a cell holds. The caller holds the cell's flush lock.
     fn flush_locked(&self, vol: VolumeId, cell: &Cell, reason: Reason) -> FsResult<()> {
-        let (runs, growing) = {
+        let (slots, growing) = {
             let mut live = cell.state.write();
             if live.gone || !live.is_dirty() {
                 return Ok(());
             }
-            let runs = live.dirty.take_runs();
-            live.sealing.clone_from(&runs);
-            (runs, live.attrs.size)
+            let slots = Arc::new(live.dirty.take());
+            live.sealing = slots.clone();
+            (slots, live.attrs.size)
         };
-        let taken: u64 = runs.iter().map(|(_, run)| run.len() as u64).sum();
+        let runs = runs(&slots);
         let sealed = self.joined(vol, cell.ino, &runs).and_then(|joined| {
             // Of joined runs no tail is left: it would hold bytes that nobody's write had paid for.
             let whole = reason == Reason::Full && joined.len() < runs.len();
@@ -66,23 +66,16 @@ impl Shared {
         });
         let mut live = cell.state.write();
         let result = sealed.and_then(|sealed| self.commit_runs(vol, cell.ino, &mut live, sealed));
-        live.sealing.clear();
-        match result {
-            Ok(left) => {
-                self.budget.give(taken.saturating_sub(left));
-                live.failure = None;
-                Ok(())
-            }
-            Err(e) => {
-                let mut kept = 0;
-                for (offset, run) in &runs {
-                    kept += live.dirty.put_back(*offset, run);
-                }
-                self.budget.give(taken.saturating_sub(kept));
-                live.failure = Some(e.to_string());
-                Err(e)
-            }
+        drop(slots);
+        // Nobody else holds them: readers look under the state's lock.
+        let slots = Arc::into_inner(std::mem::take(&mut live.sealing)).unwrap_or_default();
+        let kept_from = *result.as_ref().unwrap_or(&0);
+        for mut slot in slots.into_iter().filter(|slot| slot.end() > kept_from) {
+            slot.trim(kept_from, u64::MAX);
+            live.dirty.put_back(slot);
         }
+        live.failure = result.as_ref().err().map(ToString::to_string);
+        result.map(drop)
     }
 
     /// Turns runs into pieces.
@@ -101,8 +94,8 @@ impl Shared {
             let last = reason != Reason::Full || offset + run.len() as u64 != size;
             let cuts = chunks.cuts(run, last);
             let end = cuts.last().copied().unwrap_or(0);
-            if let Some(rest) = run.get(end..).filter(|r| !r.is_empty()) {
-                sealed.tail = Some((offset + end as u64, rest.to_vec()));
+            if end < run.len() {
+                sealed.tail = Some(offset + end as u64);
             }
             let stored = chunks.store(self.store.index(), run.clone(), &cuts)?;
             let pieces = stored
@@ -115,8 +108,9 @@ impl Shared {
         Ok(sealed)
     }
 
-    /// Commits sealed runs with the inode. Returns the bytes that stay uncommitted of those taken.
+    /// Commits sealed runs with the inode. Returns the offset from which on what was taken stays uncommitted.
     fn commit_runs(&self, vol: VolumeId, ino: Ino, live: &mut Live, sealed: Sealed) -> FsResult<u64> {
+        let kept_from = sealed.tail.unwrap_or(u64::MAX);
         let end = sealed
             .runs
             .iter()
@@ -138,26 +132,24 @@ impl Shared {
                 // What was flushed so far, in a record of its own; runs come in order.
                 edits.push(put(reached.min(committed)));
                 edits.swap_remove(0);
-                self.commit_patches(std::mem::take(&mut edits))?;
+                self.commit_patches(std::mem::take(&mut edits), &|_| {})?;
                 edits.push(put(committed));
             }
             patch_edits(vol, ino, *offset, pieces, &mut edits);
             reached = reached.max(offset + pieces.iter().map(|p| u64::from(p.len)).sum::<u64>());
         }
-        self.commit_patches(edits)?;
+        let slots = live.sealing.clone();
+        let taken = || slots.iter().filter(|slot| slot.start() < kept_from);
+        self.commit_patches(edits, &|lsn| taken().for_each(|slot| slot.note(lsn, kept_from, u64::MAX)))?;
         live.committed_size = committed;
-        let mut left = 0;
-        if let Some((offset, bytes)) = &sealed.tail {
-            left = live.dirty.put_back(*offset, bytes);
-        }
         live.dirty_since = (!all).then(Instant::now);
-        Ok(left)
+        Ok(kept_from)
     }
 
     /// Commits edits that patch blocks.
-    pub(super) fn commit_patches(&self, edits: Vec<Edit>) -> FsResult<()> {
+    pub(super) fn commit_patches(&self, edits: Vec<Edit>, note: &dyn Fn(Lsn)) -> FsResult<()> {
         self.store.defragment(&edits)?;
-        self.store.commit(edits, None)?;
+        self.store.commit_noted(edits, None, note)?;
         Ok(())
     }
 
@@ -407,12 +399,11 @@ impl Volume {
         self.remove_range(ino, 0, u64::MAX, end, &mut edits)?;
         edits.push(Edit::DelInode { vol: self.vol, ino });
         edits.push(Edit::Orphan { vol: self.vol, ino, orphan: false });
-        self.commit(edits, None)?;
-        let dirty = live.dirty.bytes();
+        let note = |lsn| live.dirty.slots().for_each(|slot| slot.note(lsn, 0, 0));
+        self.shared.store.commit_noted(edits, None, &note)?;
         live.dirty.truncate(0);
         live.dirty_since = None;
         live.gone = true;
-        self.shared.budget.give(dirty);
         Ok(())
     }
 

@@ -40,6 +40,7 @@ pub use rename::RenameMode;
 pub use snapshot::{SnapshotCreate, SnapshotRow};
 pub use xattr::XattrMode;
 
+use crate::arena::{self, Arena, Recovered};
 use crate::store::index::{Version, View};
 use crate::store::model::{Attrs, Edit, FileKind, Inode, RequestId};
 use crate::store::{Store, care::Care};
@@ -57,7 +58,10 @@ pub const DEFAULT_VOLUME: &str = "main";
 pub struct Shared {
     store: Arc<Store>,
     cells: Cells,
+    arena: Arc<Arena>,
     budget: Budget,
+    /// Whether a write is committed before it is answered, if the arena does not outlive the server.
+    commits_first: bool,
     wake: Arc<flush::Wake>,
     /// One snapshot or volume change at a time; taken before every other lock.
     admin: Mutex<()>,
@@ -114,10 +118,30 @@ impl Volumes {
     /// # Errors
     /// From the store, or when the operating system gives no threads.
     pub fn new(store: Arc<Store>) -> FsResult<Volumes> {
-        let budget = Budget::new(store.config().dirty_bytes_max);
+        let arena = Arena::volatile(store.config().dirty_bytes_max).at("mapping memory for", store.path())?;
+        Volumes::over(store, arena, false)
+    }
+
+    /// As [`Volumes::new`], for a server: what programs write lies in memory that outlives it, and what an
+    /// earlier server left there is taken up. Also says what an operator should know of that.
+    ///
+    /// # Errors
+    /// As [`Volumes::new`].
+    pub fn surviving(store: Arc<Store>) -> FsResult<(Volumes, Option<String>)> {
+        let opened = arena::open(store.path(), store.node(), store.config().dirty_bytes_max)?;
+        let left = opened.arena.recover(store.last());
+        let volumes = Volumes::over(store, opened.arena, true)?;
+        volumes.take_up(left)?;
+        Ok((volumes, opened.problem))
+    }
+
+    fn over(store: Arc<Store>, arena: Arc<Arena>, commits_first: bool) -> FsResult<Volumes> {
+        let budget = Budget::new(arena.clone(), store.config().dirty_bytes_max);
         let shared = Arc::new(Shared {
             cells: Cells::new(),
+            arena,
             budget,
+            commits_first,
             wake: Arc::default(),
             admin: Mutex::new(()),
             gate: RwLock::new(()),
@@ -137,6 +161,40 @@ impl Volumes {
             volumes.create(DEFAULT_VOLUME, (owner.uid(), owner.gid()))?;
         }
         Ok(volumes)
+    }
+
+    /// Makes what an earlier server left in the arena, newest first, the uncommitted bytes of their files.
+    fn take_up(&self, left: Vec<Recovered>) -> FsResult<()> {
+        let (mut bytes, mut lost) = (0, 0);
+        for recovered in left {
+            let (vol, ino, len) = (recovered.owner.volume, recovered.owner.ino, recovered.slot.len());
+            let view = self.shared.store.view(vol, None);
+            // Of a file that is gone nothing is left to be written.
+            let Some(inode) = view.inode(ino)?.filter(|i| i.item.attrs.kind == FileKind::File) else {
+                lost += len;
+                continue;
+            };
+            let committed = inode.item.attrs.ctime;
+            let load = || FsResult::Ok(inode.item.attrs);
+            if let Some(cell) = self.shared.cells.get_or_load(vol, ino, load)? {
+                cell.state.write().take_up(recovered, committed);
+                bytes += len;
+                self.shared.cells.give_back(vol, cell);
+            }
+        }
+        if bytes + lost > 0 {
+            tracing::info!(
+                bytes,
+                of_removed_files = lost,
+                "took up what an earlier server had not committed"
+            );
+        }
+        Ok(())
+    }
+
+    /// The memory for what is written and not yet committed.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.shared.arena
     }
 
     /// The store below.
@@ -258,6 +316,9 @@ impl Volumes {
         if self.shared.store.read_only().is_none() {
             self.shared.flush_all()?;
             self.shared.store.close()?;
+            if !self.shared.arena.remove() {
+                tracing::warn!("what could not be committed is kept in memory for the next mount");
+            }
         }
         Ok(())
     }
