@@ -1,9 +1,10 @@
 //! Requests that change something and are not answered yet. The kernel sends them again to the next server,
 //! which must know whether their records are in the journal: only records behind the LSN noted here can be
-//! theirs.
+//! theirs. A note stays until the request is answered, however many servers that takes.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -13,18 +14,34 @@ use crate::types::Lsn;
 
 /// Requests noted at once; more than a mount has threads and queues.
 const ROWS: usize = 1024;
-/// Bytes of a row: request, connection, LSN, unused.
+/// Bytes of a row: request, connection, LSN, servers that left it.
 const ROW_BYTES: usize = 32;
 /// Bytes of the table.
 pub(super) const BYTES: usize = ROWS * ROW_BYTES;
+/// A note that so many servers left is of a request that was answered: its server was killed between the
+/// answer and taking the note away.
+const SERVERS_MAX: u64 = 8;
 
-/// The table's free rows, and what the server before left in it.
+/// A request of the kernel's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Id {
+    connection: u64,
+    unique: u64,
+}
+
+#[derive(Debug)]
+struct Rows {
+    free: Vec<u16>,
+    /// What the server before left, until it is asked for again.
+    inherited: HashMap<Id, u16>,
+    /// The lowest LSN in `inherited`, when it was taken over.
+    lowest: Option<Lsn>,
+}
+
+/// The table's bookkeeping.
 #[derive(Debug)]
 pub struct InFlight {
-    free: Mutex<Vec<u16>>,
-    /// The lowest LSN noted by the server before; `u64::MAX` when it owed nothing.
-    inherited: AtomicU64,
-    uniques: Mutex<Vec<(u64, u64)>>,
+    rows: Mutex<Rows>,
     overflowed: AtomicBool,
 }
 
@@ -41,21 +58,27 @@ fn place(row: u16) -> usize {
 
 impl InFlight {
     pub(super) fn new() -> InFlight {
-        InFlight {
-            free: Mutex::new((0..ROWS as u16).rev().collect()),
-            inherited: AtomicU64::new(u64::MAX),
-            uniques: Mutex::default(),
-            overflowed: AtomicBool::new(false),
-        }
+        let rows = Rows { free: (0..ROWS as u16).rev().collect(), inherited: HashMap::new(), lowest: None };
+        InFlight { rows: Mutex::new(rows), overflowed: AtomicBool::new(false) }
     }
 
-    pub(super) fn begin(arena: &Arc<Arena>, connection: u64, unique: u64, last: Lsn) -> Ticket {
-        let row = arena.in_flight.free.lock().pop();
+    pub(super) fn begin(
+        arena: &Arc<Arena>,
+        (connection, unique): (u64, u64),
+        repeated: bool,
+        last: Lsn,
+    ) -> Ticket {
+        let mut rows = arena.in_flight.rows.lock();
+        if repeated && let Some(row) = rows.inherited.remove(&Id { connection, unique }) {
+            return Ticket { arena: arena.clone(), row: Some(row) };
+        }
+        let row = rows.free.pop();
+        drop(rows);
         if let Some(row) = row {
-            let at = place(row);
-            arena.map.word(at + 8).store(connection, Ordering::Relaxed);
-            arena.map.word(at + 16).store(last.0, Ordering::Relaxed);
-            arena.map.word(at).store(unique, Ordering::Release);
+            for (at, value) in [(8, connection), (16, last.0), (24, 0)] {
+                arena.map.word(place(row) + at).store(value, Ordering::Relaxed);
+            }
+            arena.map.word(place(row)).store(unique, Ordering::Release);
         } else if !arena.in_flight.overflowed.swap(true, Ordering::Relaxed) {
             tracing::warn!(
                 "more than {ROWS} requests at once; should the server die now, some may be repeated"
@@ -65,28 +88,32 @@ impl InFlight {
     }
 
     pub(super) fn recover(&self, map: &Map) {
-        let mut lowest = u64::MAX;
-        let mut uniques = self.uniques.lock();
-        for row in 0..ROWS as u16 {
+        let mut rows = self.rows.lock();
+        rows.free.clear();
+        for row in (0..ROWS as u16).rev() {
             let word = |n: usize| map.word(place(row) + n);
-            let unique = word(0).swap(0, Ordering::AcqRel);
-            if unique != 0 {
-                lowest = lowest.min(word(16).load(Ordering::Acquire));
-                uniques.push((word(8).load(Ordering::Acquire), unique));
+            let unique = word(0).load(Ordering::Acquire);
+            if unique == 0 || word(24).fetch_add(1, Ordering::AcqRel) >= SERVERS_MAX {
+                word(0).store(0, Ordering::Release);
+                rows.free.push(row);
+                continue;
             }
+            let lsn = Lsn(word(16).load(Ordering::Acquire));
+            rows.lowest = Some(rows.lowest.map_or(lsn, |lowest| lowest.min(lsn)));
+            rows.inherited.insert(Id { connection: word(8).load(Ordering::Acquire), unique }, row);
         }
-        self.inherited.store(lowest, Ordering::Release);
     }
 
     /// The LSN behind which the records of requests lie that the server before did not answer; None when
     /// there are no such requests.
     pub fn inherited(&self) -> Option<Lsn> {
-        Some(self.inherited.load(Ordering::Acquire)).filter(|lsn| *lsn != u64::MAX).map(Lsn)
+        self.rows.lock().lowest
     }
 
-    /// The requests of a connection that the server before did not answer.
+    /// The requests of a connection that the server before did not answer and that nobody asked for again.
     pub fn unanswered(&self, connection: u64) -> Vec<u64> {
-        self.uniques.lock().iter().filter(|(c, _)| *c == connection).map(|(_, unique)| *unique).collect()
+        let rows = self.rows.lock();
+        rows.inherited.keys().filter(|id| id.connection == connection).map(|id| id.unique).collect()
     }
 }
 
@@ -94,7 +121,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(row) = self.row {
             self.arena.map.word(place(row)).store(0, Ordering::Release);
-            self.arena.in_flight.free.lock().push(row);
+            self.arena.in_flight.rows.lock().free.push(row);
         }
     }
 }

@@ -174,9 +174,10 @@ impl Arena {
     }
 
     /// Notes that a request that changes something is being carried out; `last` is the end of the journal
-    /// now. The note goes away with the ticket, after the answer.
-    pub fn begin(self: &Arc<Self>, connection: u64, unique: u64, last: Lsn) -> Ticket {
-        InFlight::begin(self, connection, unique, last)
+    /// now. The note goes away with the ticket, after the answer. A request is its connection and number;
+    /// one that is `repeated` keeps the note that it has.
+    pub fn begin(self: &Arc<Self>, request: (u64, u64), repeated: bool, last: Lsn) -> Ticket {
+        InFlight::begin(self, request, repeated, last)
     }
 
     /// Gives a moment of a volume a place that the next server finds; no room is no error.

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -179,7 +180,7 @@ fn put_aside(path: &Path, arena: Arena) -> Option<String> {
     let left = arena.recover_slots(crate::types::Lsn::ZERO);
     let bytes: usize = left.iter().map(|r| r.slot.len()).sum();
     // Looking at it must not empty it.
-    left.into_iter().for_each(std::mem::forget);
+    let _ = ManuallyDrop::new(left);
     if bytes == 0 {
         let _ = fs::remove_file(path);
         return None;

@@ -1,5 +1,6 @@
 use super::*;
 use crate::types::{Ino, NodeUuid, VolumeId};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 const NODE: NodeUuid = NodeUuid([0xa7; 16]);
@@ -25,8 +26,7 @@ fn reopen(root: &Path) -> Arc<Arena> {
 
 /// What a killed server leaves: nothing is dropped.
 fn killed(arena: Arc<Arena>, slots: Vec<Slot>) {
-    slots.into_iter().for_each(std::mem::forget);
-    std::mem::forget(arena);
+    let _ = ManuallyDrop::new((slots, arena));
 }
 
 fn kept(recovered: &[Recovered]) -> Vec<(u64, u64, Vec<u8>)> {
@@ -151,8 +151,11 @@ fn slots_are_given_and_taken_back() {
 fn unanswered_requests_and_moments_are_found_again() {
     let home = tempfile::tempdir().unwrap();
     let arena = reopen(home.path());
-    let kept = [arena.begin(11, 100, Lsn(7)), arena.begin(11, 102, Lsn(5)), arena.begin(12, 104, Lsn(9))];
-    drop(arena.begin(11, 106, Lsn(1)));
+    let begin = |arena: &Arc<Arena>, connection, unique, lsn| {
+        arena.begin((connection, unique), unique == 102, Lsn(lsn))
+    };
+    let kept = [begin(&arena, 11, 100, 7), begin(&arena, 11, 102, 5), begin(&arena, 12, 104, 9)];
+    drop(begin(&arena, 11, 106, 1));
     let moment = |number| Moment {
         volume: 1,
         number,
@@ -164,7 +167,7 @@ fn unanswered_requests_and_moments_are_found_again() {
         arena.remember(&moment(number));
     }
     arena.forget(1, 2);
-    kept.into_iter().for_each(std::mem::forget);
+    let _ = ManuallyDrop::new(kept);
     killed(arena, Vec::new());
     let arena = reopen(home.path());
     assert!(arena.recover(Lsn(0)).is_empty());
@@ -176,6 +179,21 @@ fn unanswered_requests_and_moments_are_found_again() {
     moments.sort_by_key(|m| m.number);
     assert_eq!(moments, [moment(1), moment(3)]);
     assert!(arena.moments().inherited(1).is_empty());
-    drop(arena.begin(1, 2, Lsn(3)));
+    // Asked for again, and killed again before the answer.
+    let _ = ManuallyDrop::new(begin(&arena, 11, 102, 50));
+    killed(arena, Vec::new());
+    let arena = reopen(home.path());
+    assert!(arena.recover(Lsn(0)).is_empty());
+    assert_eq!(arena.in_flight().inherited(), Some(Lsn(5)), "the first note counts");
+    drop(begin(&arena, 11, 102, 60));
+    killed(arena, Vec::new());
+    for server in 0..8 {
+        let arena = reopen(home.path());
+        assert!(arena.recover(Lsn(0)).is_empty());
+        assert_eq!(arena.in_flight().inherited(), (server < 6).then_some(Lsn(7)), "{server}");
+        killed(arena, Vec::new());
+    }
+    let arena = reopen(home.path());
+    assert!(arena.recover(Lsn(0)).is_empty());
     assert!(arena.remove());
 }

@@ -10,6 +10,7 @@ mod resolve;
 mod snapshot;
 mod status;
 mod store;
+mod upgrade;
 mod volume;
 
 use std::ffi::{OsStr, OsString};
@@ -51,6 +52,9 @@ enum Command {
     Key(key::Key),
     Completions(docs::Completions),
     Man(docs::Man),
+    Upgrade(upgrade::Upgrade),
+    #[command(hide = true)]
+    Hold(mount::Hold),
     #[command(hide = true)]
     Serve(mount::Serve),
 }
@@ -121,6 +125,8 @@ impl Command {
             Command::Key(command) => command.run(),
             Command::Completions(command) => command.run(Cli::command()),
             Command::Man(command) => command.run(Cli::command()),
+            Command::Upgrade(command) => command.run(),
+            Command::Hold(command) => command.run(),
             Command::Serve(command) => command.run(),
         };
         Ok(outcome?)
@@ -190,6 +196,8 @@ mod tests {
             "key list S --json",
             "completions bash",
             "man D",
+            "upgrade",
+            "upgrade --binary F",
         ] {
             let args: Vec<&str> = std::iter::once("rewindfs").chain(line.split(' ')).collect();
             assert_eq!(usage(&args), Ok(()), "{line}");
@@ -219,7 +227,6 @@ mod tests {
             "gc P",
             "offsite status",
             "recover U S",
-            "upgrade",
             "report P",
             "mount S",
             "snapshot create P .x",

@@ -1,5 +1,6 @@
 //! `mount`, `umount`, `mount.rewindfs` and the server that they start.
 
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -9,14 +10,20 @@ use nix::unistd::geteuid;
 use super::progress::Display;
 use super::{Outcome, Stopped, io_error, output, resolve, shown, unexpected};
 use crate::daemon::client::{Backend as _, Client};
+use crate::daemon::holder::Holder;
 use crate::daemon::mount_options::{self, Parsed};
 use crate::daemon::protocol::{ControlError, Kind, MountRequest, Progress, Request, Response};
 use crate::daemon::registry::{self, Found, RuntimeDir};
 use crate::daemon::spawn::{self, Ready, ServeOptions};
-use crate::daemon::sys::END_PATIENCE;
+use crate::daemon::sys::{self, END_PATIENCE};
 use crate::daemon::{logging, server, unmount};
 use crate::types::NodeUuid;
 
+/// What is behind the node's id in the name of the holder's log: it is a process of its own, and two that
+/// rotate one file would lose lines.
+const HOLDER_LOG: &str = "-holder";
+/// The same for the server's.
+const SERVER_LOG: &str = "";
 /// Servers that may be found ending, one after the other, before a mount gives up.
 const SERVERS_TRIED: usize = 4;
 
@@ -83,7 +90,18 @@ pub(super) struct Umount {
     mountpoint: PathBuf,
 }
 
-/// Run a server; started by `mount`.
+/// Hold the mounts of a store and run its servers; started by `mount`.
+#[derive(Debug, Args)]
+pub(super) struct Hold {
+    /// The store's directory, for those who look at the process list.
+    #[arg(value_name = "STORE")]
+    _store: PathBuf,
+    /// For a server whose holder was killed.
+    #[arg(long)]
+    adopt: bool,
+}
+
+/// Run a server; started by `hold`.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// The store's directory, for those who look at the process list.
@@ -136,10 +154,10 @@ impl Mount {
             // The store's own lock decides from here on; this one would be held for days.
             drop(lock);
             logging::to_stderr();
-            server::run(options, &Ready::foreground())?;
+            Holder::new(options, true)?.run(Ready::foreground())?;
             return output::done();
         }
-        let log = logging::log_path(node).map_or_else(|| "no log".to_owned(), shown);
+        let log = logging::log_path(&node.to_string()).map_or_else(|| "no log".to_owned(), shown);
         spawn::start(&options, &log, &mut show(&mut Display::new()))?;
         output::done()
     }
@@ -181,6 +199,7 @@ fn mount_by_server(options: &ServeOptions, node: NodeUuid, foreground: bool) -> 
                 process.wait(END_PATIENCE);
                 continue;
             }
+            Found::Failed(entry) => return Err(resolve::servers_die(&entry)),
             Found::Absent => return Ok(false),
         };
         let client = resolve::server_of(&options.store, &entry);
@@ -264,23 +283,45 @@ fn unmount_dead(mountpoint: &Path) -> Result<(), ControlError> {
         .map_err(|e| io_error("unmounting", mountpoint, &e))
 }
 
-impl Serve {
+/// Logs where a store's processes log. A full or read-only /var must not keep data from being mounted.
+fn log(options: &ServeOptions, foreground: bool, name: &str) -> Result<(), String> {
+    if foreground {
+        logging::to_stderr();
+        return Ok(());
+    }
+    let node = registry::node_of(&options.store).map_err(|e| e.to_string())?;
+    logging::to_file(node, name, &options.store).map(drop).map_err(|e| e.to_string())
+}
+
+impl Hold {
     pub(super) fn run(self) -> Outcome {
+        if self.adopt {
+            sys::close_inherited();
+            let stdin = std::io::stdin().as_fd().try_clone_to_owned();
+            let stdin = stdin.map_err(|e| io_error("reading", "standard input", &e))?;
+            Holder::adopt(stdin, |options, foreground| drop(log(options, foreground, HOLDER_LOG)))?;
+            return output::done();
+        }
         let (options, ready) = spawn::detach()?;
-        let outcome = registry::node_of(&options.store).and_then(|node| {
-            if let Err(error) = logging::to_file(node, &options.store) {
-                // A full or read-only /var must not keep data from being mounted.
-                let what = format!("running without a log: {error}");
-                ready.progress(Progress { what, done: 0, total: 0, unit: String::new() });
-            }
-            server::run(options, &ready)
-        });
-        match outcome {
-            Ok(()) => output::done(),
+        if let Err(error) = log(&options, false, HOLDER_LOG) {
+            let what = format!("running without a log: {error}");
+            ready.progress(Progress { what, done: 0, total: 0, unit: String::new() });
+        }
+        match Holder::new(options, false) {
+            Ok(holder) => holder.run(ready)?,
             Err(error) => {
                 ready.failed(&error);
-                Err(error)
+                return Err(error);
             }
         }
+        output::done()
+    }
+}
+
+impl Serve {
+    pub(super) fn run(self) -> Outcome {
+        sys::close_inherited();
+        server::main(|options, foreground| drop(log(options, foreground, SERVER_LOG)))?;
+        output::done()
     }
 }

@@ -118,9 +118,16 @@ pub(super) fn store(path: &Path, target: Target, key_file: Option<&Path>) -> Res
     };
     let (backend, mounts): (Box<dyn Backend>, _) = match found {
         Found::Running(entry) => (Box::new(server_of(&store, &entry)), entry.mounts),
+        Found::Failed(entry) => return Err(servers_die(&entry)),
         _ => (offline::open(&store, key_file)?, Vec::new()),
     };
     Ok(Resolved { backend, target, mounts })
+}
+
+/// Why nobody answers for a store whose servers keep dying.
+pub(super) fn servers_die(entry: &registry::Entry) -> ControlError {
+    let why = entry.failed.as_deref().unwrap_or("the server is gone");
+    ControlError::in_use(format!("{}: {why}", shown(&entry.store)))
 }
 
 /// A client of a registered server.

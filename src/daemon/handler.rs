@@ -1,6 +1,7 @@
 //! What the control socket's requests do: the same code with a server and without one.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use super::protocol::{
 };
 use super::registry::MountEntry;
 use super::rights::{READ, WRITE, control_error, volume_for};
-use super::status;
+use super::{status, upgrade};
 use crate::types::Lsn;
 use crate::volume::{self, SnapshotRow, Volume, Volumes};
 
@@ -30,6 +31,10 @@ pub trait Mounts: Send + Sync {
     fn is_read_only(&self, mountpoint: &Path) -> bool;
     /// Begins to end the server.
     fn stop(&self);
+    /// The process that starts the next server should this one die.
+    fn holder(&self) -> Option<u32>;
+    /// Makes room for that program: everything becomes durable, programs wait for the next server.
+    fn replace(&self, program: OwnedFd) -> Result<(), ControlError>;
 }
 
 /// Carries out requests on an open store.
@@ -123,6 +128,7 @@ impl Handler {
             name: create.name,
             tags: create.tags.into_iter().collect(),
             hold: create.hold,
+            request: None,
         };
         let row = self.volumes.snapshot(&ids, &create).map_err(|e| control_error(&what, e))?;
         Ok(Response::SnapshotCreated(SnapshotCreated {
@@ -158,7 +164,7 @@ impl Handler {
                     return Err(volume::FsError::Held(text));
                 }
                 if !dry_run {
-                    volume.delete_snapshots(&[name])?;
+                    volume.delete_snapshots(&[name], None)?;
                 }
                 Ok(bytes)
             });
@@ -196,7 +202,8 @@ impl Handler {
             };
             let volume = self.volume(caller, &of, READ)?;
             let mountpoint = self.mounted_at(&name);
-            let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some())?;
+            let holder = self.mounts.as_ref().and_then(|mounts| mounts.holder());
+            let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some(), holder)?;
             report.counters.dirty_bytes = self.volumes.dirty_bytes();
             report.read_only |=
                 self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
@@ -286,6 +293,11 @@ impl ControlHandler for Handler {
             Request::Unmount { mountpoint } => {
                 self.admin(caller, "unmounting")?;
                 Ok(Response::Unmounted { stopping: self.mounts()?.unmount(&mountpoint)? })
+            }
+            Request::Upgrade { program } => {
+                self.admin(caller, "replacing the server")?;
+                upgrade::to(self.mounts()?, caller, &program)?;
+                Ok(Response::Done {})
             }
             Request::VolumeCreate { name } => {
                 self.admin(caller, "making a volume")?;

@@ -21,16 +21,16 @@ const LOG_FILES: u32 = 4;
 /// The environment variable with the filter.
 const FILTER_VARIABLE: &str = "REWINDFS_LOG";
 
-/// Where a node's server logs: `/var/log/rewindfs` for root, else `$XDG_STATE_HOME/rewindfs`
+/// Where a process of that name, a server's being its node's id, logs: `/var/log/rewindfs` for root, else `$XDG_STATE_HOME/rewindfs`
 /// (`~/.local/state/rewindfs`).
-pub fn log_path(node: NodeUuid) -> Option<PathBuf> {
+pub fn log_path(name: &str) -> Option<PathBuf> {
     let dir = if nix::unistd::geteuid().is_root() {
         PathBuf::from("/var/log")
     } else {
         let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|p: &PathBuf| p.is_absolute());
         variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?
     };
-    Some(dir.join("rewindfs").join(format!("{node}.log")))
+    Some(dir.join("rewindfs").join(format!("{name}.log")))
 }
 
 /// Logs to standard error from now on.
@@ -38,12 +38,13 @@ pub fn to_stderr() {
     install(io::stderr, io::IsTerminal::is_terminal(&io::stderr()));
 }
 
-/// Logs to the node's file from now on. Must come before the first mount: see [`RotatingLog`].
+/// Logs to the file of the node's id and a suffix from now on. Must come before the first mount: see [`RotatingLog`].
 ///
 /// # Errors
 /// The file cannot be written, or it lies in the store; the server can run without a log.
-pub fn to_file(node: NodeUuid, store: &Path) -> io::Result<PathBuf> {
-    let path = log_path(node).ok_or_else(|| io::Error::other("neither XDG_STATE_HOME nor HOME is set"))?;
+pub fn to_file(node: NodeUuid, suffix: &str, store: &Path) -> io::Result<PathBuf> {
+    let path = log_path(&format!("{node}{suffix}"))
+        .ok_or_else(|| io::Error::other("neither XDG_STATE_HOME nor HOME is set"))?;
     // The part of the path that exists; what is missing would be made below it.
     let existing = path.ancestors().find_map(|dir| dir.canonicalize().ok());
     if existing.is_some_and(|dir| dir.starts_with(store)) {

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod control;
 pub mod handler;
+pub mod holder;
 mod keys;
 pub mod lines;
 pub mod logging;
@@ -18,6 +19,7 @@ pub mod spawn;
 mod status;
 pub mod sys;
 pub mod text;
+mod upgrade;
 
 // `cli` sits above `daemon` and must not reach past it.
 pub use crate::mount::unmount;

@@ -1,10 +1,12 @@
 //! `-o` options of a mount: the names `mount(8)` users know, plus ours.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use nix::mount::MsFlags;
 use serde::{Deserialize, Serialize};
 
 use super::text::wire_path_option;
+use crate::mount::KernelOptions;
 
 /// Bytes of one `-o` text; `mount(2)` takes a page.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -247,6 +249,28 @@ fn set_value(parsed: &mut Parsed, name: &str, value: &str) -> Result<bool, Strin
         _ => return Ok(false),
     }
     Ok(true)
+}
+
+/// What the kernel is told.
+pub fn kernel_options(options: &MountOptions, store: &Path) -> KernelOptions {
+    let flags = [
+        (options.ro, MsFlags::MS_RDONLY),
+        (!options.dev, MsFlags::MS_NODEV),
+        (!options.suid, MsFlags::MS_NOSUID),
+        (!options.exec, MsFlags::MS_NOEXEC),
+        (options.atime == Atime::Noatime, MsFlags::MS_NOATIME),
+        (options.atime == Atime::Strictatime, MsFlags::MS_STRICTATIME),
+        (options.nodiratime, MsFlags::MS_NODIRATIME),
+        (options.sync, MsFlags::MS_SYNCHRONOUS),
+        (options.dirsync, MsFlags::MS_DIRSYNC),
+    ];
+    KernelOptions {
+        fsname: options.fsname.clone().unwrap_or_else(|| store.display().to_string()),
+        subtype: options.subtype.clone().unwrap_or_else(|| "rewindfs".to_owned()),
+        allow_other: options.allow_other || options.allow_root,
+        default_permissions: options.default_permissions,
+        flags: flags.iter().filter(|(on, _)| *on).map(|(_, flag)| *flag).collect(),
+    }
 }
 
 #[cfg(test)]

@@ -61,9 +61,18 @@ impl Backend for Offline {
 pub(super) fn open_for(path: &Path, key_file: Option<&Path>, mode: OpenMode) -> Result<Opened, ControlError> {
     let options = OpenOptions { mode, key_file: key_file.map(Path::to_owned), ..OpenOptions::default() };
     let store = Store::open(path, options, &mut |_, _| {})?;
-    let volumes = Arc::new(Volumes::new(store).map_err(|e| control_error("opening the store", e))?);
+    let volumes = open_volumes(store)?;
     let handler = Handler::new(volumes.clone(), None, key_file.map(Path::to_owned))?;
     Ok(Opened { local: Local(handler), volumes })
+}
+
+/// The volumes of an open store. For writing this includes what a killed server left in memory.
+pub(super) fn open_volumes(store: Arc<Store>) -> Result<Arc<Volumes>, ControlError> {
+    let volumes = match store.read_only() {
+        None => Volumes::surviving(store),
+        Some(_) => Volumes::new(store),
+    };
+    Ok(Arc::new(volumes.map_err(|e| control_error("opening the store", e))?))
 }
 
 /// The store in `path`, for commands that need no mount.

@@ -149,6 +149,12 @@ pub enum Request {
     Ping {},
     /// Unmounts everything and ends the server.
     Stop {},
+    /// Replaces the server by that program, without unmounting.
+    Upgrade {
+        /// Absolute path.
+        #[serde(with = "wire_path")]
+        program: PathBuf,
+    },
     /// Mounts another volume; already mounted is [`Kind::InUse`].
     Mount(MountRequest),
     /// Unmounts; the answer comes when everything is durable. `Kind::InUse` while files are open.

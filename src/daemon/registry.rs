@@ -6,6 +6,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::geteuid;
@@ -24,6 +25,10 @@ pub const MOUNT_ATTRIBUTE: &str = "user.rewindfs.mount";
 pub const MOUNT_ATTRIBUTE_BYTES_MAX: usize = 32 * 1024;
 /// Bytes of a registry file.
 const ENTRY_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How long a holder may take to bring up the next server, before its store counts as free.
+const NEXT_PATIENCE: Duration = Duration::from_secs(60);
+/// Between two looks.
+const NEXT_PAUSE: Duration = Duration::from_millis(20);
 /// Where root's servers are.
 const ROOT_DIR: &str = "/run/rewindfs";
 
@@ -72,6 +77,12 @@ pub struct Entry {
     pub socket: PathBuf,
     /// What it has mounted.
     pub mounts: Vec<MountEntry>,
+    /// The process that starts the next server should this one die.
+    #[serde(default)]
+    pub holder: Option<u32>,
+    /// Why there is no server although there should be one.
+    #[serde(default)]
+    pub failed: Option<String>,
 }
 
 /// What is known of a store's server.
@@ -81,6 +92,8 @@ pub enum Found {
     Running(Entry),
     /// It does not answer any more, but has not ended either, and so still holds the store.
     Leaving(Process),
+    /// Servers keep dying; the holder says so in the entry.
+    Failed(Entry),
     /// There is none, or only what a dead one left.
     Absent,
 }
@@ -157,13 +170,22 @@ impl RuntimeDir {
     }
 
     fn look(&self, node: &str) -> Found {
-        let Some(entry) = self.read(node) else { return Found::Absent };
-        if UnixStream::connect(&entry.socket).is_ok() {
-            return Found::Running(entry);
-        }
-        match Process::find(entry.pid) {
-            Some(process) if is_ours(entry.pid) => Found::Leaving(process),
-            _ => Found::Absent,
+        let deadline = Instant::now() + NEXT_PATIENCE;
+        loop {
+            let Some(entry) = self.read(node) else { return Found::Absent };
+            if UnixStream::connect(&entry.socket).is_ok() {
+                return Found::Running(entry);
+            }
+            let held = entry.holder.is_some_and(|pid| Process::find(pid).is_some() && is_ours(pid));
+            if held && entry.failed.is_some() {
+                return Found::Failed(entry);
+            }
+            match Process::find(entry.pid) {
+                Some(process) if is_ours(entry.pid) => return Found::Leaving(process),
+                // The next server is on its way.
+                _ if held && Instant::now() < deadline => std::thread::sleep(NEXT_PAUSE),
+                _ => return Found::Absent,
+            }
         }
     }
 }
@@ -214,14 +236,14 @@ pub fn find(store: &Path, node: NodeUuid) -> Found {
     for dir in RuntimeDir::candidates(owner) {
         match dir.look(&node) {
             Found::Absent => {}
-            found @ Found::Running(_) => return found,
+            found @ (Found::Running(_) | Found::Failed(_)) => return found,
             found @ Found::Leaving(_) => leaving = found,
         }
     }
     leaving
 }
 
-/// All servers that answer, of the caller and of root, by store path.
+/// All servers that answer or should, of the caller and of root, by store path.
 pub fn running() -> Vec<Entry> {
     let mut entries = Vec::new();
     for dir in RuntimeDir::candidates(None) {
@@ -231,7 +253,7 @@ pub fn running() -> Vec<Entry> {
             if unhex::<16>(node).is_none() {
                 continue;
             }
-            if let Found::Running(entry) = dir.look(node) {
+            if let Found::Running(entry) | Found::Failed(entry) = dir.look(node) {
                 entries.push(entry);
             }
         }
@@ -256,17 +278,19 @@ impl Registration {
         node: NodeUuid,
         store: PathBuf,
         mounts: Vec<MountEntry>,
+        holder: Option<u32>,
     ) -> io::Result<Registration> {
         let socket = dir.socket_path(node);
-        let entry = Entry { node: node.to_string(), store, pid: std::process::id(), socket, mounts };
+        let pid = std::process::id();
+        let entry = Entry { node: node.to_string(), store, pid, socket, mounts, holder, failed: None };
         let registration = Registration { dir, entry, left: false };
         registration.write()?;
         Ok(registration)
     }
 
-    /// Replaces the list of mounts.
-    pub fn set_mounts(&mut self, mounts: Vec<MountEntry>) -> io::Result<()> {
-        self.entry.mounts = mounts;
+    /// Replaces the list of mounts and the holder.
+    pub fn set_mounts(&mut self, mounts: Vec<MountEntry>, holder: Option<u32>) -> io::Result<()> {
+        (self.entry.mounts, self.entry.holder) = (mounts, holder);
         self.write()
     }
 
@@ -302,6 +326,21 @@ impl Drop for Registration {
     }
 }
 
+/// For a holder whose servers keep dying: says so where the server would be found.
+pub fn publish_failure(node: NodeUuid, store: &Path, mounts: Vec<MountEntry>, text: &str) {
+    let written = RuntimeDir::own().and_then(|dir| {
+        let holder = Some(std::process::id());
+        let mut registration = Registration::publish(dir, node, store.to_owned(), mounts, holder)?;
+        registration.entry.failed = Some(text.to_owned());
+        let written = registration.write();
+        registration.leave();
+        written
+    });
+    if let Err(error) = written {
+        tracing::warn!(%error, "the registry of mounts could not be written");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -321,9 +360,10 @@ mod tests {
         let node = NODE.to_string();
         assert!(matches!(dir.look(&node), Found::Absent));
         let listener = UnixListener::bind(dir.socket_path(NODE)).unwrap();
-        let mut registration = Registration::publish(dir.clone(), NODE, "/s".into(), Vec::new()).unwrap();
+        let mut registration =
+            Registration::publish(dir.clone(), NODE, "/s".into(), Vec::new(), None).unwrap();
         let mounts = vec![MountEntry { volume: "main".into(), mountpoint: "/m".into() }];
-        registration.set_mounts(mounts.clone()).unwrap();
+        registration.set_mounts(mounts.clone(), Some(1)).unwrap();
         match dir.look(&node) {
             Found::Running(entry) => assert_eq!((entry.mounts, entry.pid), (mounts, std::process::id())),
             other => panic!("{other:?}"),
@@ -342,8 +382,15 @@ mod tests {
             fs::write(dir.entry_path(&node), content).unwrap();
             assert!(matches!(dir.look(&node), Found::Absent), "{content}");
         }
-        let entry =
-            Entry { node: node.clone(), store: "/s".into(), pid: 1, socket: "/x".into(), mounts: vec![] };
+        let entry = Entry {
+            node: node.clone(),
+            store: "/s".into(),
+            pid: 1,
+            socket: "/x".into(),
+            mounts: vec![],
+            holder: None,
+            failed: None,
+        };
         fs::write(dir.entry_path(&node), serde_json::to_vec(&entry).unwrap()).unwrap();
         assert!(matches!(dir.look(&node), Found::Absent));
     }

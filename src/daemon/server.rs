@@ -1,25 +1,27 @@
-//! The server: one process per store. It opens the store, mounts volumes, answers the control socket and
-//! ends with its last mount.
+//! The server: one process per store, a child of its holder. It opens the store, serves the mounts that the
+//! holder makes and keeps, answers the control socket and ends with its last mount. One that dies is followed
+//! by another, which takes the mounts over as they are.
 
 use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use fuser::SessionACL;
-use nix::mount::MsFlags;
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::control::ControlServer;
 use super::handler::{Handler, Mounts};
-use super::mount_options::{Atime, MountOptions};
+use super::holder::{Kept, Link, Start, UnmountError};
+use super::offline::open_volumes;
 use super::protocol::{ControlError, Kind, MountRequest, Progress};
 use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
-use super::spawn::{Ready, ServeOptions};
-use crate::mount::{KernelOptions, Mounted, Settings, is_mounted, nodeid::Node, unmount};
+use super::spawn::ServeOptions;
+use crate::mount::{Connection, Mounted, Settings, is_mounted, nodeid::Node};
 use crate::store::{OpenOptions, Store};
 use crate::volume::{Volume, Volumes};
 
@@ -40,6 +42,8 @@ enum Event {
     Ended(MountNumber),
     /// Somebody asked the server to end.
     Stop,
+    /// Everything is durable and held back; that program is to go on.
+    Replace(OwnedFd),
 }
 
 /// Tells a mount from a later one at the same place.
@@ -49,6 +53,7 @@ struct TableEntry {
     mounted: Mounted,
     read_only: bool,
     number: MountNumber,
+    connection: u64,
 }
 
 /// What is mounted where.
@@ -79,10 +84,10 @@ impl Table {
     }
 
     /// Takes out the mount of that number, if it has not been taken yet.
-    fn take(&mut self, number: MountNumber) -> Option<Mounted> {
+    fn take(&mut self, number: MountNumber) -> Option<TableEntry> {
         let (at, _) = self.mounted.iter().find(|(_, entry)| entry.number == number)?;
         let at = at.clone();
-        self.mounted.remove(&at).map(|entry| entry.mounted)
+        self.mounted.remove(&at)
     }
 }
 
@@ -91,6 +96,7 @@ struct Server {
     volumes: Arc<Volumes>,
     owner: u32,
     socket: PathBuf,
+    link: Arc<Link>,
     events: Sender<Event>,
     mounts: Mutex<Table>,
     registration: Mutex<Option<Registration>>,
@@ -110,7 +116,6 @@ impl Server {
             ino: 0,
         };
         Settings {
-            kernel: kernel_options(options, store.path()),
             acl: match (options.allow_other, options.allow_root) {
                 (true, _) => SessionACL::All,
                 (_, true) => SessionACL::RootAndOwner,
@@ -152,14 +157,14 @@ impl Server {
 
     /// Waits until the session of a mount that was unmounted has ended, and takes it out of the table, unless
     /// the main thread was first (`Some(None)`). None when the kernel does not let go of it.
-    fn take_ended(&self, mountpoint: &Path) -> Option<Option<Mounted>> {
+    fn take_ended(&self, mountpoint: &Path) -> Option<Option<TableEntry>> {
         let deadline = Instant::now() + BUSY_PATIENCE;
         loop {
             let mut table = self.mounts.lock();
             match table.mounted.get(mountpoint) {
                 None => return Some(None),
                 Some(entry) if entry.mounted.has_ended() => {
-                    return Some(table.mounted.remove(mountpoint).map(|entry| entry.mounted));
+                    return Some(table.mounted.remove(mountpoint));
                 }
                 Some(_) if Instant::now() >= deadline => return None,
                 Some(_) => {}
@@ -176,61 +181,76 @@ impl Server {
         table.ending
     }
 
+    /// Waits for a session that has ended, and lets its connection go.
+    fn bury(&self, entry: TableEntry) {
+        let mountpoint = entry.mounted.mountpoint().to_owned();
+        if let Err(e) = entry.mounted.join() {
+            tracing::warn!(error = %e, "a mount ended with an error");
+        }
+        self.link.ended(entry.connection);
+        tracing::info!(mountpoint = %mountpoint.display(), "unmounted");
+    }
+
+    /// Serves a connection and enters it in the table, which has room for it.
+    fn enter(
+        &self,
+        table: &mut Table,
+        volume: Arc<Volume>,
+        request: &MountRequest,
+        connection: Connection,
+    ) -> Result<(), ControlError> {
+        table.count += 1;
+        let (events, number, id) = (self.events.clone(), table.count, connection.id);
+        let failed = |e: std::io::Error| {
+            ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display()))
+        };
+        let kept = connection.device.try_clone().map_err(failed)?;
+        let ended = move || {
+            // The main thread outlives every mount.
+            let _ = events.send(Event::Ended(number));
+        };
+        let settings = self.settings(request);
+        let (mounted, negotiated) =
+            Mounted::start(self.volumes.clone(), volume, &request.mountpoint, settings, connection, ended)
+                .map_err(failed)?;
+        self.link.serving(request, &Connection { device: kept, id, negotiated: None }, &negotiated);
+        let entry = TableEntry { mounted, read_only: request.options.ro, number, connection: id };
+        table.mounted.insert(request.mountpoint.clone(), entry);
+        Ok(())
+    }
+
+    /// Takes over a mount of the server before.
+    fn resume(&self, kept: Kept, device: OwnedFd) -> Result<(), ControlError> {
+        let connection = Connection { device, id: kept.connection, negotiated: kept.negotiated() };
+        let volume = self.volume(&kept.request)?;
+        self.enter(&mut self.mounts.lock(), volume, &kept.request, connection)
+    }
+
+    fn volume(&self, request: &MountRequest) -> Result<Arc<Volume>, ControlError> {
+        let failed = |e| control_error(&format!("volume {}", request.volume), e);
+        self.volumes.open(&request.volume).map_err(failed)
+    }
+
     /// Tells the registry what is mounted.
     fn publish(&self) {
         let list = self.list();
         if let Some(registration) = self.registration.lock().as_mut()
-            && let Err(e) = registration.set_mounts(list)
+            && let Err(e) = registration.set_mounts(list, self.link.holder())
         {
             tracing::warn!(error = %e, "the registry of mounts could not be written");
         }
     }
 }
 
-/// What the kernel is told.
-fn kernel_options(options: &MountOptions, store: &Path) -> KernelOptions {
-    let flags = [
-        (options.ro, MsFlags::MS_RDONLY),
-        (!options.dev, MsFlags::MS_NODEV),
-        (!options.suid, MsFlags::MS_NOSUID),
-        (!options.exec, MsFlags::MS_NOEXEC),
-        (options.atime == Atime::Noatime, MsFlags::MS_NOATIME),
-        (options.atime == Atime::Strictatime, MsFlags::MS_STRICTATIME),
-        (options.nodiratime, MsFlags::MS_NODIRATIME),
-        (options.sync, MsFlags::MS_SYNCHRONOUS),
-        (options.dirsync, MsFlags::MS_DIRSYNC),
-    ];
-    KernelOptions {
-        fsname: options.fsname.clone().unwrap_or_else(|| store.display().to_string()),
-        subtype: options.subtype.clone().unwrap_or_else(|| "rewindfs".to_owned()),
-        allow_other: options.allow_other || options.allow_root,
-        default_permissions: options.default_permissions,
-        flags: flags.iter().filter(|(on, _)| *on).map(|(_, flag)| *flag).collect(),
-    }
-}
-
 impl Mounts for Server {
     fn mount(&self, request: &MountRequest) -> Result<(), ControlError> {
-        let volume = self
-            .volumes
-            .open(&request.volume)
-            .map_err(|e| control_error(&format!("volume {}", request.volume), e))?;
+        let volume = self.volume(request)?;
         let mut table = self.free_table(&volume, &request.mountpoint)?;
-        table.count += 1;
-        let (events, number) = (self.events.clone(), table.count);
-        let mounted = Mounted::start(
-            self.volumes.clone(),
-            volume,
-            &request.mountpoint,
-            self.settings(request),
-            move || {
-                // The main thread outlives every mount.
-                let _ = events.send(Event::Ended(number));
-            },
-        )
-        .map_err(|e| ControlError::failed(format!("mounting at {}: {e}", request.mountpoint.display())))?;
-        let entry = TableEntry { mounted, read_only: request.options.ro, number };
-        table.mounted.insert(request.mountpoint.clone(), entry);
+        let connection = self.link.mount(request)?;
+        if let Err(error) = self.enter(&mut table, volume, request, connection) {
+            let _ = self.link.unmount(&request.mountpoint, true);
+            return Err(error);
+        }
         drop(table);
         self.publish();
         Ok(())
@@ -244,12 +264,12 @@ impl Mounts for Server {
             )));
         }
         self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
-        unmount_patiently(mountpoint).map_err(|e| match e.raw_os_error() {
-            Some(libc::EBUSY) => ControlError::in_use(format!(
+        self.unmount_patiently(mountpoint).map_err(|e| match e.busy {
+            true => ControlError::in_use(format!(
                 "{} is in use: files are open in it, or somebody's working directory is there",
                 mountpoint.display()
             )),
-            _ => ControlError::failed(format!("unmounting {}: {e}", mountpoint.display())),
+            false => ControlError::failed(format!("unmounting {}: {}", mountpoint.display(), e.text)),
         })?;
         let ended = self.take_ended(mountpoint).ok_or_else(|| {
             ControlError::in_use(format!(
@@ -257,10 +277,8 @@ impl Mounts for Server {
                 mountpoint.display()
             ))
         })?;
-        if let Some(mounted) = ended
-            && let Err(e) = mounted.join()
-        {
-            tracing::warn!(error = %e, "a mount ended with an error");
+        if let Some(entry) = ended {
+            self.bury(entry);
         }
         self.publish();
         // What programs wrote through shared mappings came during the unmount.
@@ -289,17 +307,32 @@ impl Mounts for Server {
     fn stop(&self) {
         let _ = self.events.send(Event::Stop);
     }
+
+    fn holder(&self) -> Option<u32> {
+        self.link.holder()
+    }
+
+    fn replace(&self, program: OwnedFd) -> Result<(), ControlError> {
+        if self.link.holder().is_none() {
+            let text =
+                "the holder of the mounts is gone, so nobody would start the next server; unmount and mount";
+            return Err(ControlError::failed(text));
+        }
+        self.volumes.retire().map_err(|e| control_error("making everything durable", e))?;
+        let _ = self.events.send(Event::Replace(program));
+        Ok(())
+    }
 }
 
-/// Unmounts, giving short uses (a program that is just ending) a moment to pass.
-fn unmount_patiently(mountpoint: &Path) -> std::io::Result<()> {
-    let deadline = Instant::now() + BUSY_PATIENCE;
-    loop {
-        match unmount(mountpoint, false) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
-                std::thread::sleep(BUSY_PAUSE);
+impl Server {
+    /// Unmounts, giving short uses (a program that is just ending) a moment to pass.
+    fn unmount_patiently(&self, mountpoint: &Path) -> Result<(), UnmountError> {
+        let deadline = Instant::now() + BUSY_PATIENCE;
+        loop {
+            match self.link.unmount(mountpoint, false) {
+                Err(e) if e.busy && Instant::now() < deadline => std::thread::sleep(BUSY_PAUSE),
+                result => return result,
             }
-            result => return result,
         }
     }
 }
@@ -326,34 +359,76 @@ fn catch_signals(events: Sender<Event>) -> Result<(), ControlError> {
     Ok(())
 }
 
-/// Serves a store until its last mount is gone or somebody asks for the end.
+/// The server process: hears from its holder, at the other end of standard input, what to do; serves the store
+/// until its last mount is gone or somebody asks for the end. `log` is told where to log.
 ///
 /// # Errors
 /// What kept the server from starting, or the store from being closed in order.
-pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
+pub fn main(log: impl FnOnce(&ServeOptions, bool)) -> Result<(), ControlError> {
     let (events, happened) = unbounded();
     catch_signals(events.clone())?;
+    let failed = |e: std::io::Error| ControlError::failed(format!("standard input: {e}"));
+    let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let stop = events.clone();
+    let (link, start) = Link::connect(stdin, move || drop(stop.send(Event::Stop)))?;
+    log(&start.options, start.foreground);
+    let resumed = !start.resumed.is_empty();
+    let result = run(&link, start, events, &happened);
+    match &result {
+        // Perhaps it is only for now (a disk, a lock): the holder tries again.
+        Err(Ended::BeforeServing(error)) if resumed => link.troubled(error),
+        Err(Ended::BeforeServing(error) | Ended::Afterwards(error)) => link.done(Some(error.clone())),
+        Ok(()) => link.done(None),
+    }
+    result.map_err(|(Ended::BeforeServing(error) | Ended::Afterwards(error))| error)
+}
+
+/// A server's failure, by when it came.
+enum Ended {
+    BeforeServing(ControlError),
+    Afterwards(ControlError),
+}
+
+impl<E: Into<ControlError>> From<E> for Ended {
+    fn from(error: E) -> Ended {
+        Ended::BeforeServing(error.into())
+    }
+}
+
+/// Opens the store, and takes up what an earlier server had not committed.
+fn open(link: &Arc<Link>, start: &Start) -> Result<Arc<Volumes>, ControlError> {
     let open = OpenOptions {
-        key_file: options.key_file.clone(),
-        salvage: options.mount.options.ro,
+        key_file: start.options.key_file.clone(),
+        salvage: start.options.mount.options.ro,
         ..OpenOptions::default()
     };
-    let store = Store::open(&options.store, open, &mut |what, done| {
-        ready.progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
+    let store = Store::open(&start.options.store, open, &mut |what, done| {
+        link.progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
     })?;
-    for problem in store.problems() {
+    let volumes = open_volumes(store)?;
+    for problem in volumes.store().problems() {
         tracing::warn!("{problem}");
     }
-    let node = store.node();
+    Ok(volumes)
+}
+
+fn run(
+    link: &Arc<Link>,
+    start: Start,
+    events: Sender<Event>,
+    happened: &Receiver<Event>,
+) -> Result<(), Ended> {
+    let volumes = open(link, &start)?;
+    let node = volumes.store().node();
     let failed = |what: &str, e: std::io::Error| ControlError::failed(format!("{what}: {e}"));
     let dir = RuntimeDir::own().map_err(|e| failed("the runtime directory", e))?;
-    let volumes = Arc::new(Volumes::new(store).map_err(|e| control_error("opening the store", e))?);
     let socket = dir.socket_path(node);
-    let handler = Handler::new(volumes.clone(), None, options.key_file.clone())?;
+    let handler = Handler::new(volumes.clone(), None, start.options.key_file.clone())?;
     let server = Arc::new(Server {
         volumes: volumes.clone(),
         owner: handler.owner(),
         socket: socket.clone(),
+        link: link.clone(),
         events,
         mounts: Mutex::default(),
         registration: Mutex::default(),
@@ -362,17 +437,20 @@ pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
     let control =
         ControlServer::start(&socket, Arc::new(handler)).map_err(|e| failed("the control socket", e))?;
     let store_path = volumes.store().path().to_owned();
-    let registration = Registration::publish(dir, node, store_path, Vec::new())
+    let registration = Registration::publish(dir, node, store_path, Vec::new(), link.holder())
         .map_err(|e| failed("the registry of mounts", e))?;
     *server.registration.lock() = Some(registration);
-    let result = server.mount(&options.mount);
-    if result.is_ok() {
-        ready.usable(&options.mount.mountpoint);
-        serve(&server, &happened);
-    }
+    let result = server.begin(&start.options, start.resumed);
+    let next = match &result {
+        Ok(()) => serve(&server, happened),
+        Err(_) => None,
+    };
     control.stop(GRACE);
-    detach_all(&server, &happened);
-    let closed = volumes.close().map_err(|e| control_error("closing the store", e));
+    if let Some(program) = next {
+        server.make_room(&program);
+    }
+    detach_all(&server, happened);
+    let closed = volumes.close().map_err(|e| Ended::Afterwards(control_error("closing the store", e)));
     let registration = server.registration.lock().take();
     let store = volumes.store().clone();
     drop((server, volumes));
@@ -383,40 +461,67 @@ pub fn run(options: ServeOptions, ready: &Ready) -> Result<(), ControlError> {
         (None, None) => {}
     }
     tracing::info!("the server ended");
-    result.and(closed)
+    result.map_err(Ended::BeforeServing).and(closed)
 }
 
-/// Waits for the end.
-fn serve(server: &Server, happened: &Receiver<Event>) {
+impl Server {
+    /// Serves what the server before left, or, where there was none, makes the first mount.
+    fn begin(&self, options: &ServeOptions, resumed: Vec<(Kept, OwnedFd)>) -> Result<(), ControlError> {
+        if resumed.is_empty() {
+            self.mount(&options.mount)?;
+        }
+        for (kept, device) in resumed {
+            self.resume(kept, device)?;
+        }
+        self.publish();
+        self.link.usable(&options.mount.mountpoint);
+        Ok(())
+    }
+
+    /// Ends at once, everything being durable and all changes held back: what was not answered the kernel
+    /// sends again.
+    fn make_room(&self, program: &OwnedFd) {
+        match self.link.replace(program) {
+            Ok(()) => {
+                tracing::info!("this server makes room for the next one");
+                // SAFETY: ends the process. Nothing that runs at exit may run while threads still serve.
+                unsafe { libc::_exit(0) }
+            }
+            Err(e) => tracing::error!(error = %e, "the holder died; this server has to end"),
+        }
+    }
+}
+
+/// Waits for the end; the program of the next server, if there is to be one.
+fn serve(server: &Server, happened: &Receiver<Event>) -> Option<OwnedFd> {
     for event in happened {
         match event {
             Event::Stop => {
                 server.mounts.lock().ending = true;
-                return;
+                return None;
             }
+            Event::Replace(program) => return Some(program),
             Event::Ended(number) => {
                 let ended = server.mounts.lock().take(number);
-                if let Some(mounted) = ended {
-                    tracing::info!(mountpoint = %mounted.mountpoint().display(), "unmounted");
-                    if let Err(e) = mounted.join() {
-                        tracing::warn!(error = %e, "a mount ended with an error");
-                    }
+                if let Some(entry) = ended {
+                    server.bury(entry);
                     server.publish();
                 }
                 if server.ends_unused() {
-                    return;
+                    return None;
                 }
             }
         }
     }
+    None
 }
 
 /// Detaches what is still mounted and waits a little for those who use it.
 fn detach_all(server: &Server, happened: &Receiver<Event>) {
     let left: Vec<PathBuf> = server.mounts.lock().mounted.keys().cloned().collect();
     for mountpoint in &left {
-        if let Err(e) = unmount(mountpoint, true) {
-            tracing::warn!(error = %e, mountpoint = %mountpoint.display(), "cannot unmount");
+        if let Err(e) = server.link.unmount(mountpoint, true) {
+            tracing::warn!(error = %e.text, mountpoint = %mountpoint.display(), "cannot unmount");
         }
     }
     let deadline = Instant::now() + DETACH_PATIENCE;
@@ -424,9 +529,11 @@ fn detach_all(server: &Server, happened: &Receiver<Event>) {
         match happened.recv_deadline(deadline) {
             Ok(Event::Ended(number)) => {
                 let ended = server.mounts.lock().take(number);
-                drop(ended.map(Mounted::join));
+                if let Some(entry) = ended {
+                    server.bury(entry);
+                }
             }
-            Ok(Event::Stop) => {}
+            Ok(Event::Stop | Event::Replace(_)) => {}
             Err(_) => {
                 tracing::warn!("files are still open in a mount; they end with this server");
                 return;

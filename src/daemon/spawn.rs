@@ -1,6 +1,6 @@
 //! Starting a server in the background and waiting until its mount is usable.
 //!
-//! `rewindfs mount` runs `rewindfs serve STORE`, gives it its [`ServeOptions`] as one line on standard input
+//! `rewindfs mount` runs `rewindfs hold STORE`, the holder, gives it its [`ServeOptions`] as one line on standard input
 //! and reads [`Reply`] lines from its standard output until the last one. Both are pipes that only these two
 //! processes hold, so an ended server is noticed at once, however it ended.
 
@@ -143,7 +143,7 @@ fn launch(options: &ServeOptions) -> io::Result<Child> {
     let mut child = Command::new(program()?)
         // Whatever the file is called (mount.rewindfs), this is how it is to behave.
         .arg0("rewindfs")
-        .args([OsString::from("serve"), options.store.clone().into_os_string()])
+        .args([OsString::from("hold"), options.store.clone().into_os_string()])
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -162,7 +162,7 @@ fn program() -> io::Result<PathBuf> {
     Ok(if path.exists() { path } else { PathBuf::from("/proc/self/exe") })
 }
 
-/// The server's side of [`start`]: takes its options from standard input, the ready pipe from standard
+/// The holder's side of [`start`]: takes its options from standard input, the ready pipe from standard
 /// output, and leaves the starter's session, directory and descriptors. Must come before anything else in
 /// the process has opened a file.
 pub fn detach() -> Result<(ServeOptions, Ready), ControlError> {
@@ -171,7 +171,7 @@ pub fn detach() -> Result<(ServeOptions, Ready), ControlError> {
     let mut line = Vec::new();
     io::stdin().lock().take(2 * CONTROL_REQUEST_BYTES_MAX as u64).read_to_end(&mut line).map_err(failed)?;
     let options: ServeOptions = decode(line.trim_ascii_end()).map_err(|_| {
-        ControlError::usage("serve is internal; use rewindfs mount, with --foreground if wanted")
+        ControlError::usage("hold is internal; use rewindfs mount, with --foreground if wanted")
     })?;
     let take_stdout = || {
         // A shell or systemd that starts a server itself may have made it a group leader, which cannot

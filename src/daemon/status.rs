@@ -15,6 +15,7 @@ pub(super) fn report(
     volume: &Volume,
     mountpoint: Option<PathBuf>,
     server: bool,
+    holder: Option<u32>,
 ) -> Result<StatusReport, ControlError> {
     let store = volume.store();
     let snapshots = volume.snapshots(Lsn::ZERO, usize::MAX).map_err(|e| control_error("snapshots", e))?;
@@ -35,7 +36,14 @@ pub(super) fn report(
             state.packs.values().map(|p| p.live_bytes).sum::<u64>(),
         )
     };
-    let problems = store.problems();
+    let mut problems = store.problems();
+    if server && holder.is_none() {
+        problems.push(
+            "the holder of the mounts was killed and cannot be started again: should this server die now, its \
+             mounts die with it; unmount and mount again"
+                .to_owned(),
+        );
+    }
     let read_only = store.trouble();
     let health = match (&read_only, problems.is_empty()) {
         (Some(_), _) => Health::Failed,
@@ -54,6 +62,7 @@ pub(super) fn report(
         chain: hex(&chain),
         digest: hex(&digest.to_be_bytes()),
         server_pid: server.then(std::process::id),
+        holder_pid: holder,
         read_only: read_only.is_some(),
         health,
         problems,

@@ -20,9 +20,12 @@ use super::convert::{file_attr, file_type, from_request, kind_of_mode, time_or_n
 use super::errno::errno;
 use super::nodeid::Node;
 use super::orphans::Orphans;
+use super::outcomes::Outcome;
+pub(super) use super::outcomes::Outcomes;
 use super::settings::Settings;
 use super::snapdir;
 use super::views::Views;
+use crate::arena::Ticket;
 use crate::store::chunks::pool::Pool;
 use crate::store::model::{FileKind, RequestId};
 use crate::types::{Ino, Lsn};
@@ -41,6 +44,8 @@ const REQUEST_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 64;
 /// Threads for requests that wait for a disk: fsync, snapshots, copies, writes over the budget.
 const WAITERS: usize = 16;
+/// The bit of a request's number that says that the kernel sends it again.
+const RESENT: u64 = 1 << 63;
 /// The flag of `fallocate` that keeps the size.
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
 
@@ -52,6 +57,9 @@ pub(super) struct Inner {
     pub(super) orphans: Arc<Orphans>,
     pub(super) settings: Settings,
     pub(super) connection: u64,
+    pub(super) outcomes: Outcomes,
+    /// Whether requests that change nothing are noted too: where the kernel does not send them again.
+    pub(super) notes_all: bool,
     /// The directory below, for `statfs`.
     pub(super) below: File,
 }
@@ -105,7 +113,45 @@ impl Inner {
     }
 
     fn request(&self, req: &Request) -> Option<RequestId> {
-        Some(RequestId { connection: self.connection, unique: req.unique().0 & !(1 << 63) })
+        Some(RequestId { connection: self.connection, unique: req.unique().0 & !RESENT })
+    }
+
+    /// Notes in the arena that a request which changes something is being carried out. To be dropped after
+    /// the answer.
+    fn note(&self, req: &Request) -> Ticket {
+        let unique = req.unique().0 & !RESENT;
+        let repeated = req.unique().0 & RESENT != 0;
+        self.volume.arena().begin((self.connection, unique), repeated, self.volume.store().last())
+    }
+
+    /// As [`Inner::note`], for a request that only reads.
+    fn note_read(&self, req: &Request) -> Option<Ticket> {
+        self.notes_all.then(|| self.note(req))
+    }
+
+    /// What a request did that an earlier server carried out and did not answer.
+    fn outcome(&self, req: &Request) -> Option<&Outcome> {
+        if req.unique().0 & RESENT == 0 { None } else { self.outcomes.of_request(req.unique().0 & !RESENT) }
+    }
+
+    /// Carries a request out, unless that has been done: then `again` says what it came to.
+    fn once<T>(
+        &self,
+        req: &Request,
+        again: impl FnOnce(&Outcome) -> FsResult<T>,
+        run: impl FnOnce(Option<RequestId>) -> FsResult<T>,
+    ) -> FsResult<T> {
+        match self.outcome(req) {
+            Some(outcome) => again(outcome),
+            None => run(self.request(req)),
+        }
+    }
+
+    /// The attributes of what a repeated request made. It may have been removed again meanwhile; then the
+    /// kernel is to look anew.
+    fn made(&self, outcome: &Outcome) -> FsResult<Attr> {
+        let ino = outcome.named.ok_or(FsError::Stale)?;
+        self.volume.getattr(None, ino).map_err(|_| FsError::Stale)
     }
 
     fn attr(&self, node: INodeNo) -> FsResult<(Node, Attr)> {
@@ -134,7 +180,7 @@ impl Inner {
 
     fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, node: NewNode) -> FsResult<Attr> {
         let (dir, name) = self.place(parent, name)?;
-        self.volume.make(dir, name, node, self.request(req))
+        self.once(req, |o| self.made(o), |request| self.volume.make(dir, name, node, request))
     }
 
     /// Whether a node may be opened for writing.
@@ -231,7 +277,8 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _ticket = self.inner.note_read(req);
         answer_entry(reply, self.inner.lookup(parent, name));
     }
 
@@ -241,7 +288,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        let _ticket = self.inner.note_read(req);
         answer_attr(reply, self.inner.attr(ino));
     }
 
@@ -263,6 +311,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let ticket = self.inner.note(req);
         let now = self.inner.volume.store().clock().now();
         let set = SetAttr {
             mode: mode.map(|m| (m & 0o7777) as u16),
@@ -275,15 +324,20 @@ impl Filesystem for Adapter {
             kill_privileges: uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0),
         };
         let (inner, request) = (self.inner.clone(), self.inner.request(req));
+        if self.inner.outcome(req).is_some() {
+            return answer_attr(reply, self.inner.attr(ino));
+        }
         let run = move || {
             let result = Inner::live(ino).and_then(|live| inner.volume.setattr(live, &set, request));
             answer_attr(reply, result.map(|attr| (Node::from_id(ino.0), attr)));
+            drop(ticket);
         };
         // A cut waits for data of the file that is being sealed.
         if size.is_some() { self.waiters.run(run) } else { run() }
     }
 
-    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        let _ticket = self.inner.note_read(req);
         answer_data(reply, self.inner.read(ino, |at, ino| self.inner.volume.readlink(at, ino)));
     }
 
@@ -297,6 +351,7 @@ impl Filesystem for Adapter {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _ticket = self.inner.note(req);
         let made = kind_of_mode(mode).ok_or(FsError::Invalid("no such kind of file")).and_then(|kind| {
             let node = NewNode { rdev, ..new_node(kind, mode, req) };
             self.inner.make(req, parent, name, node)
@@ -307,44 +362,55 @@ impl Filesystem for Adapter {
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
         if let Node::Snapshots(dir) = Node::from_id(parent.0) {
             let (inner, name) = (self.inner.clone(), name.to_owned());
+            let (done, request) = (self.inner.outcome(req).is_some(), self.inner.request(req));
+            let ticket = self.inner.note(req);
             self.waiters.run(move || {
-                let made = snapdir::create(&inner.volumes, &inner.volume, &inner.views, dir, name.as_bytes());
+                let (volume, views) = (&inner.volume, &inner.views);
+                let made =
+                    if done { Ok(()) } else { snapdir::create(&inner.volumes, volume, dir, &name, request) };
+                let made = made.and_then(|()| snapdir::lookup(volume, views, dir, name.as_bytes()));
                 answer_entry(reply, made.map(|(node, attr)| (node, attr, NEVER)));
+                drop(ticket);
             });
             return;
         }
+        let _ticket = self.inner.note(req);
         let node = new_node(FileKind::Dir, mode, req);
         let made = self.inner.make(req, parent, name, node);
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let request = self.inner.request(req);
-        let result = self
-            .inner
-            .place(parent, name)
-            .and_then(|(dir, name)| self.inner.volume.unlink(dir, name, request));
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
+        let result = inner.place(parent, name).and_then(|(dir, name)| {
+            inner.once(req, |o| Ok(o.orphan), |request| inner.volume.unlink(dir, name, request))
+        });
         self.answer_removed(reply, result);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         if let Node::Snapshots(dir) = Node::from_id(parent.0) {
             let (inner, name, uid) = (self.inner.clone(), name.to_owned(), req.uid());
+            if self.inner.outcome(req).is_some() {
+                return reply.ok();
+            }
+            let (ticket, request) = (self.inner.note(req), self.inner.request(req));
             self.waiters.run(move || {
                 let owner = inner.settings.owner_uid;
-                answer_empty(reply, snapdir::delete(&inner.volume, dir, name.as_bytes(), uid, owner));
+                answer_empty(reply, snapdir::delete(&inner.volume, dir, &name, (uid, owner), request));
+                drop(ticket);
             });
             return;
         }
-        let request = self.inner.request(req);
-        let result = self
-            .inner
-            .place(parent, name)
-            .and_then(|(dir, name)| self.inner.volume.rmdir(dir, name, request));
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
+        let result = inner.place(parent, name).and_then(|(dir, name)| {
+            inner.once(req, |o| Ok(o.orphan), |request| inner.volume.rmdir(dir, name, request))
+        });
         self.answer_removed(reply, result);
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _ticket = self.inner.note(req);
         let target = target.as_os_str().as_bytes().to_vec();
         let node = NewNode { target, ..new_node(FileKind::Symlink, 0o777, req) };
         let made = self.inner.make(req, parent, name, node);
@@ -367,24 +433,25 @@ impl Filesystem for Adapter {
             RenameFlags::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply.error(Errno::EINVAL),
         };
-        let inner = &self.inner;
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
         let result = inner.place(parent, name).and_then(|from| {
             let to = inner.place(newparent, newname)?;
-            inner.volume.rename(from, to, mode, inner.request(req))
+            inner.once(req, |o| Ok(o.orphan), |request| inner.volume.rename(from, to, mode, request))
         });
         self.answer_removed(reply, result);
     }
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let inner = &self.inner;
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
         let result = Inner::live(ino).and_then(|ino| {
             let (dir, name) = inner.place(newparent, newname)?;
-            inner.volume.link(ino, dir, name, inner.request(req))
+            inner.once(req, |o| inner.made(o), |request| inner.volume.link(ino, dir, name, request))
         });
         answer_entry(reply, result.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
 
-    fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let _ticket = self.inner.note_read(req);
         match Inner::check_open(ino, flags) {
             Ok(()) => {
                 let cache = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -396,7 +463,7 @@ impl Filesystem for Adapter {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -405,13 +472,14 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _ticket = self.inner.note_read(req);
         let len = size as usize;
         answer_data(reply, self.inner.read(ino, |at, ino| self.inner.volume.read(at, ino, offset, len)));
     }
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -421,6 +489,8 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        // Written again if it was not answered: the same bytes at the same place.
+        let ticket = self.inner.note_read(req);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let answer = move |inner: &Inner, data: &[u8], reply: ReplyWrite| match Inner::live(ino)
             .and_then(|ino| inner.volume.write(ino, offset, data, kill))
@@ -430,19 +500,23 @@ impl Filesystem for Adapter {
         };
         if self.inner.volume.write_would_wait(data.len()) {
             let (inner, data) = (self.inner.clone(), data.to_vec());
-            self.waiters.run(move || answer(&inner, &data, reply));
+            self.waiters.run(move || {
+                answer(&inner, &data, reply);
+                drop(ticket);
+            });
         } else {
             answer(&self.inner, data, reply);
         }
     }
 
-    fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        let _ticket = self.inner.note_read(req);
         reply.ok();
     }
 
     fn release(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         _flags: OpenFlags,
@@ -450,31 +524,38 @@ impl Filesystem for Adapter {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        let _ticket = self.inner.note_read(req);
         reply.ok();
         if let Node::Live(ino) = Node::from_id(ino.0) {
             self.inner.orphans.hint(ino);
         }
     }
 
-    fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let inner = self.inner.clone();
+    fn fsync(&self, req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (inner, ticket) = (self.inner.clone(), self.inner.note_read(req));
         self.waiters.run(move || {
             // A past file has nothing that is not durable.
             let result = Inner::live(ino).map_or(Ok(()), |ino| inner.volume.fsync(ino));
             answer_empty(reply, result);
+            drop(ticket);
         });
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let inner = self.inner.clone();
-        self.waiters.run(move || answer_empty(reply, inner.volume.fsync_names()));
+    fn fsyncdir(&self, req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let (inner, ticket) = (self.inner.clone(), self.inner.note_read(req));
+        self.waiters.run(move || {
+            answer_empty(reply, inner.volume.fsync_names());
+            drop(ticket);
+        });
     }
 
-    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let _ticket = self.inner.note_read(req);
         reply.opened(FileHandle(0), FopenFlags::empty());
     }
 
-    fn readdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(&self, req: &Request, ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _ticket = self.inner.note_read(req);
         let result = self.inner.list(ino, offset, |entry| {
             let ino = INodeNo(entry.node.st_ino());
             !reply.add(ino, entry.cookie, file_type(entry.kind), OsStr::from_bytes(&entry.name))
@@ -487,12 +568,13 @@ impl Filesystem for Adapter {
 
     fn readdirplus(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _ticket = self.inner.note_read(req);
         let mut failed = None;
         let result = self.inner.list(ino, offset, |entry| {
             let (_, attr) = match self.inner.attr(INodeNo(entry.node.id())) {
@@ -515,7 +597,8 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        let _ticket = self.inner.note_read(req);
         match nix::sys::statvfs::fstatvfs(&self.inner.below) {
             Ok(s) => reply.statfs(
                 s.blocks(),
@@ -547,14 +630,16 @@ impl Filesystem for Adapter {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        let request = self.inner.request(req);
-        let result = check_xattr_name(name)
-            .and_then(|()| Inner::live(ino))
-            .and_then(|ino| self.inner.volume.setxattr(ino, name.as_bytes(), value, mode, request));
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
+        let result = check_xattr_name(name).and_then(|()| Inner::live(ino)).and_then(|ino| {
+            let set = |request| inner.volume.setxattr(ino, name.as_bytes(), value, mode, request);
+            inner.once(req, |_| Ok(()), set)
+        });
         answer_empty(reply, result);
     }
 
-    fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let _ticket = self.inner.note_read(req);
         if let Some(value) = (self.inner.settings.attribute)(name.as_bytes(), Node::from_id(ino.0)) {
             return answer_xattr(reply, size, Ok(value));
         }
@@ -565,7 +650,8 @@ impl Filesystem for Adapter {
         answer_xattr(reply, size, result);
     }
 
-    fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let _ticket = self.inner.note_read(req);
         let result = match Node::from_id(ino.0) {
             Node::Snapshots(_) => Ok(Vec::new()),
             _ => self.inner.read(ino, |at, ino| self.inner.volume.listxattr(at, ino)),
@@ -574,10 +660,11 @@ impl Filesystem for Adapter {
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let request = self.inner.request(req);
-        let result = check_xattr_name(name)
-            .and_then(|()| Inner::live(ino))
-            .and_then(|ino| self.inner.volume.removexattr(ino, name.as_bytes(), request));
+        let (_ticket, inner) = (self.inner.note(req), &self.inner);
+        let result = check_xattr_name(name).and_then(|()| Inner::live(ino)).and_then(|ino| {
+            let remove = |request| inner.volume.removexattr(ino, name.as_bytes(), request);
+            inner.once(req, |_| Ok(()), remove)
+        });
         answer_empty(reply, result);
     }
 
@@ -591,6 +678,7 @@ impl Filesystem for Adapter {
         _flags: i32,
         reply: ReplyCreate,
     ) {
+        let _ticket = self.inner.note(req);
         let node = new_node(FileKind::File, mode, req);
         match self.inner.make(req, parent, name, node) {
             Ok(attr) => {
@@ -620,11 +708,16 @@ impl Filesystem for Adapter {
             libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero { keep_size },
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
+        if self.inner.outcome(req).is_some() {
+            return reply.ok();
+        }
         let (inner, request) = (self.inner.clone(), self.inner.request(req));
+        let ticket = self.inner.note(req);
         self.waiters.run(move || {
             let result =
                 Inner::live(ino).and_then(|ino| inner.volume.allocate(ino, offset, length, how, request));
             answer_empty(reply, result);
+            drop(ticket);
         });
     }
 
@@ -646,13 +739,14 @@ impl Filesystem for Adapter {
 
     fn lseek(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
         offset: i64,
         whence: i32,
         reply: ReplyLseek,
     ) {
+        let _ticket = self.inner.note_read(req);
         let what = match whence {
             libc::SEEK_DATA => Seek::Data,
             libc::SEEK_HOLE => Seek::Hole,
@@ -667,7 +761,7 @@ impl Filesystem for Adapter {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -678,7 +772,8 @@ impl Filesystem for Adapter {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let inner = self.inner.clone();
+        // Copied again if it was not answered.
+        let (inner, ticket) = (self.inner.clone(), self.inner.note_read(req));
         self.waiters.run(move || {
             let result = Inner::live(ino_out).and_then(|out| {
                 inner.read(ino_in, |at, ino| {
@@ -690,6 +785,7 @@ impl Filesystem for Adapter {
                 Ok(copied) => reply.written(copied as u32),
                 Err(e) => reply.error(errno(&e)),
             }
+            drop(ticket);
         });
     }
 }

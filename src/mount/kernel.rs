@@ -152,10 +152,22 @@ fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
 /// # Errors
 /// The mount table cannot be read.
 pub fn is_mounted(mountpoint: &Path) -> io::Result<bool> {
+    Ok(device_of(mountpoint)?.is_some())
+}
+
+/// The device number, as `major:minor`, of what is mounted last at exactly that path.
+///
+/// # Errors
+/// The mount table cannot be read.
+pub(super) fn device_of(mountpoint: &Path) -> io::Result<Option<String>> {
     let table = std::fs::read("/proc/self/mountinfo")?;
     let wanted = mountpoint.as_os_str().as_bytes();
-    let at = |line: &[u8]| line.split(|&b| b == b' ').nth(4).is_some_and(|field| unescaped(field) == wanted);
-    Ok(table.split(|&b| b == b'\n').any(at))
+    let device = |line: &[u8]| {
+        let mut fields = line.split(|&b| b == b' ').skip(2);
+        let device = fields.next()?;
+        (unescaped(fields.nth(1)?) == wanted).then(|| String::from_utf8_lossy(device).into_owned())
+    };
+    Ok(table.split(|&b| b == b'\n').filter_map(device).next_back())
 }
 
 /// Takes the octal escapes (`\040`) of the mount table away.

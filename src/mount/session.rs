@@ -3,15 +3,15 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use fuser::{Config, Session};
 
-use super::fs::{Adapter, Inner};
-use super::kernel::unmount;
+use super::connection::{Connection, Negotiated, connect, refuse, resend};
+use super::fs::{Adapter, Inner, Outcomes};
+use super::kernel::device_of;
 use super::orphans::Orphans;
 use super::settings::Settings;
 use super::views::Views;
@@ -27,63 +27,67 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts `volume` at `mountpoint` and serves it. `ended` is called when the kernel has let go of the
-    /// mount, whoever unmounted it.
+    /// Serves `volume` to the mount at `mountpoint`, whose connection is new or was another server's. `ended`
+    /// is called when the kernel has let go of the mount, whoever unmounted it. Also returns what was agreed
+    /// on with the kernel, for the next server.
     ///
     /// # Errors
-    /// From the kernel or `fusermount3`; from the operating system when it gives no threads.
+    /// From the kernel, the store, or the operating system when it gives no threads.
     pub fn start(
         volumes: Arc<Volumes>,
         volume: Arc<Volume>,
         mountpoint: &Path,
         settings: Settings,
+        connection: Connection,
         ended: impl FnOnce() + Send + 'static,
-    ) -> io::Result<Mounted> {
-        // A new connection knows no inode, so nothing without a name is held by anyone.
+    ) -> io::Result<(Mounted, Negotiated)> {
+        let orphans = Arc::new(Orphans::default());
+        let resumed = connection.negotiated.is_some();
         if volume.store().read_only().is_none() {
             for ino in volume.orphans().map_err(io::Error::other)? {
-                volume.remove_orphan(ino).map_err(io::Error::other)?;
+                if resumed {
+                    // Whether the kernel still holds it is for the orphans' thread to find out.
+                    orphans.add(ino);
+                } else {
+                    // A new connection knows no inode, so nothing without a name is held by anyone.
+                    volume.remove_orphan(ino).map_err(io::Error::other)?;
+                }
             }
         }
-        let mut connection = [0; 8];
-        getrandom::fill(&mut connection).map_err(io::Error::other)?;
-        let orphans = Arc::new(Orphans::default());
+        let outcomes = if resumed { Outcomes::of(&volume, connection.id)? } else { Outcomes::default() };
+        let can_resend = connection.negotiated.as_ref().is_none_or(Negotiated::can_resend);
         let mut config = Config::default();
         config.n_threads = Some(settings.threads);
         // Clones of the device lose the requests read through them when they close, and are no faster.
         config.clone_fd = false;
-        let (readahead, kernel, acl) = (settings.readahead_bytes, settings.kernel.clone(), settings.acl);
+        let (readahead, acl) = (settings.readahead_bytes, settings.acl);
         let inner = Inner {
             below: File::open(volume.store().path())?,
-            views: Views::new(volume.clone()),
+            views: Views::new(volume.clone(), resumed),
             orphans: orphans.clone(),
-            connection: u64::from_ne_bytes(connection) | 1,
+            connection: connection.id,
+            outcomes,
+            notes_all: !can_resend,
             volumes,
             volume: volume.clone(),
             settings,
         };
         let adapter = Adapter::new(Arc::new(inner))?;
-        let connection = kernel.mount(mountpoint)?;
-        let started = Session::from_fd(adapter, connection, acl, config).and_then(|session| {
-            let device = File::from(session.as_fd().try_clone_to_owned()?);
-            let reaper = orphans.start(volume.clone(), device)?;
-            let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
-                let result = session.run();
-                ended();
-                result
-            })?;
-            Ok((session, reaper))
+        let (session, negotiated) = connect(&connection, |fd| Session::from_fd(adapter, fd, acl, config))?;
+        let reaper = orphans.start(volume.clone(), File::from(connection.device.try_clone()?))?;
+        let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
+            let result = session.run();
+            ended();
+            result
         });
-        let (session, reaper) = match started {
-            Ok(started) => started,
-            Err(e) => {
-                orphans.stop();
-                let _ = unmount(mountpoint, true);
-                return Err(e);
-            }
-        };
-        set_readahead(mountpoint, readahead);
-        Ok(Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper })
+        let session = session.inspect_err(|_| orphans.stop())?;
+        if resumed {
+            take_over(&connection, &volume, can_resend);
+        } else {
+            set_readahead(mountpoint, readahead);
+        }
+        let mounted = Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper };
+        Ok((mounted, negotiated))
     }
 
     /// Where it is mounted.
@@ -113,14 +117,33 @@ impl Mounted {
     }
 }
 
+/// Sees to the requests that the server before read and did not answer. What must be answered is answered
+/// whatever fails here, so failures are only told.
+fn take_over(connection: &Connection, volume: &Volume, can_resend: bool) {
+    if can_resend {
+        match resend(&connection.device) {
+            Ok(()) => return,
+            Err(e) => tracing::error!(error = %e, "the kernel does not send unanswered requests again"),
+        }
+    }
+    let unanswered = volume.arena().in_flight().unanswered(connection.id);
+    if !unanswered.is_empty() {
+        tracing::warn!("{} requests that the server before had read fail with EIO", unanswered.len());
+    }
+    for unique in unanswered {
+        // One that was answered all the same is not known any more.
+        let _ = refuse(&connection.device, unique, nix::errno::Errno::EIO);
+    }
+}
+
 /// The kernel proposes 128 KiB of read-ahead and takes no larger answer; only this raises it. Not essential.
 fn set_readahead(mountpoint: &Path, bytes: u64) {
-    let device = match nix::sys::stat::stat(mountpoint) {
-        Ok(stat) => stat.st_dev,
+    let device = match device_of(mountpoint) {
+        Ok(Some(device)) => device,
+        Ok(None) => return,
         Err(e) => return tracing::debug!(error = %e, "no read-ahead set"),
     };
-    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
-    let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    let path = format!("/sys/class/bdi/{device}/read_ahead_kb");
     if let Err(e) = std::fs::write(&path, (bytes / 1024).to_string()) {
         tracing::debug!(error = %e, path = %OsStr::new(&path).display(), "no read-ahead set");
     }

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use fuser::SessionACL;
 
-use super::kernel::KernelOptions;
 use super::nodeid::Node;
 
 /// Answers extended attributes that exist on every node and are in no volume.
@@ -13,8 +12,6 @@ pub type Attribute = Arc<dyn Fn(&[u8], Node) -> Option<Vec<u8>> + Send + Sync>;
 /// How a volume is mounted.
 #[derive(Clone)]
 pub struct Settings {
-    /// What the kernel is told.
-    pub kernel: KernelOptions,
     /// Whose requests are answered.
     pub acl: SessionACL,
     /// Threads that read requests.

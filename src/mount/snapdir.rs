@@ -1,9 +1,12 @@
 //! The snapshot directory that every live directory has: names of snapshots and moments, each showing that
 //! same directory as it was.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::nodeid::Node;
 use super::views::Views;
-use crate::store::model::FileKind;
+use crate::store::model::{FileKind, RequestId};
 use crate::types::{Ino, Lsn};
 use crate::volume::{Attr, FsError, FsResult, SnapshotCreate, Volume, Volumes};
 
@@ -62,33 +65,39 @@ pub(super) fn list(volume: &Volume, dir: Ino, cookie: u64) -> FsResult<Vec<Entry
 pub(super) fn create(
     volumes: &Volumes,
     volume: &Volume,
-    views: &Views,
     dir: Ino,
-    name: &[u8],
-) -> FsResult<(Node, Attr)> {
+    name: &OsStr,
+    request: Option<RequestId>,
+) -> FsResult<()> {
     if dir != Ino::ROOT {
         return Err(FsError::ReadOnly);
     }
-    let text = std::str::from_utf8(name).map_err(|_| FsError::Invalid("a snapshot's name is UTF-8"))?;
+    let text =
+        std::str::from_utf8(name.as_bytes()).map_err(|_| FsError::Invalid("a snapshot's name is UTF-8"))?;
     if text.starts_with('@') {
         return Err(FsError::Exists);
     }
-    let create = SnapshotCreate { name: Some(text.to_owned()), ..SnapshotCreate::default() };
-    volumes.snapshot(&[volume.id()], &create)?;
-    lookup(volume, views, dir, name)
+    let create = SnapshotCreate { name: Some(text.to_owned()), request, ..SnapshotCreate::default() };
+    volumes.snapshot(&[volume.id()], &create).map(drop)
 }
 
 /// `rmdir .snapshots/NAME` at the root deletes one, for root and the store's owner.
-pub(super) fn delete(volume: &Volume, dir: Ino, name: &[u8], uid: u32, owner: u32) -> FsResult<()> {
+pub(super) fn delete(
+    volume: &Volume,
+    dir: Ino,
+    name: &OsStr,
+    (uid, owner): (u32, u32),
+    request: Option<RequestId>,
+) -> FsResult<()> {
     if dir != Ino::ROOT {
         return Err(FsError::ReadOnly);
     }
     if uid != 0 && uid != owner {
         return Err(FsError::NotPermitted("only root and the store's owner delete snapshots"));
     }
-    let text = std::str::from_utf8(name).map_err(|_| FsError::NotFound)?;
+    let text = std::str::from_utf8(name.as_bytes()).map_err(|_| FsError::NotFound)?;
     if text.starts_with('@') {
         return Err(FsError::NotPermitted("a moment is not a snapshot that could be deleted"));
     }
-    volume.delete_snapshots(&[text])
+    volume.delete_snapshots(&[text], request)
 }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use super::nodeid::{Node, VIEWS};
+use crate::arena;
 use crate::types::Lsn;
 use crate::types::limits::SNAPSHOT_VIEW_MAX;
 use crate::types::point::Point;
@@ -44,8 +45,22 @@ pub(super) struct Views {
 }
 
 impl Views {
-    pub(super) fn new(volume: Arc<Volume>) -> Views {
-        Views { volume, started: Instant::now(), snapshots: Mutex::default(), moments: Mutex::default() }
+    /// Of a connection that is new, or was another server's whose moments are still in use.
+    pub(super) fn new(volume: Arc<Volume>, resumed: bool) -> Views {
+        let mut tables = Tables::default();
+        for kept in volume.arena().moments().inherited(volume.id().0) {
+            if !resumed {
+                volume.arena().forget(volume.id().0, kept.number);
+                continue;
+            }
+            let used = AtomicU64::new(0);
+            let moment = Moment { number: kept.number, at: kept.at, relative: kept.relative, used };
+            let moment = Arc::new(moment);
+            tables.last = tables.last.max(kept.number);
+            tables.by_text.insert(kept.text, moment.clone());
+            tables.by_number.insert(kept.number, moment);
+        }
+        Views { volume, started: Instant::now(), snapshots: Mutex::default(), moments: Mutex::new(tables) }
     }
 
     /// The view that a name under the snapshot directory means: its number and point.
@@ -69,7 +84,9 @@ impl Views {
         let at = self.volume.resolve(&point)?;
         if tables.by_number.len() >= MOMENTS_MAX {
             let old = |m: &Arc<Moment>| now.saturating_sub(m.used.load(Ordering::Relaxed)) >= KEEP_SECS;
-            tables.by_number.retain(|_, m| !old(m));
+            for number in tables.by_number.extract_if(|_, m| old(m)).map(|(number, _)| number) {
+                self.volume.arena().forget(self.volume.id().0, number);
+            }
             tables.by_text.retain(|_, m| !old(m));
         }
         // Numbers are not used again for a long time, so that the kernel cannot mistake one view for another.
@@ -79,6 +96,9 @@ impl Views {
         let moment = Arc::new(Moment { number: tables.last, at, relative, used: AtomicU64::new(now) });
         tables.by_text.insert(text.to_owned(), moment.clone());
         tables.by_number.insert(moment.number, moment.clone());
+        let (volume, number) = (self.volume.id().0, moment.number);
+        let text = text.to_owned();
+        self.volume.arena().remember(&arena::Moment { volume, number, at, relative, text });
         Ok((moment.number, at))
     }
 

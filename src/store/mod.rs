@@ -18,6 +18,7 @@ mod layout;
 pub mod model;
 mod open;
 mod rebind;
+mod requests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -284,6 +285,11 @@ impl Store {
         }
         problems.extend(self.care.problems());
         problems
+    }
+
+    /// Notes something that an operator should know.
+    pub fn note_problem(&self, problem: String) {
+        self.opening_problems.lock().push(problem);
     }
 
     /// Bytes of the journal's files.

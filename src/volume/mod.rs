@@ -24,6 +24,7 @@ mod xattr;
 mod tests;
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -123,16 +124,20 @@ impl Volumes {
     }
 
     /// As [`Volumes::new`], for a server: what programs write lies in memory that outlives it, and what an
-    /// earlier server left there is taken up. Also says what an operator should know of that.
+    /// earlier server left there is taken up. What an operator should know of that becomes a problem of the
+    /// store's.
     ///
     /// # Errors
     /// As [`Volumes::new`].
-    pub fn surviving(store: Arc<Store>) -> FsResult<(Volumes, Option<String>)> {
+    pub fn surviving(store: Arc<Store>) -> FsResult<Volumes> {
         let opened = arena::open(store.path(), store.node(), store.config().dirty_bytes_max)?;
         let left = opened.arena.recover(store.last());
         let volumes = Volumes::over(store, opened.arena, true)?;
         volumes.take_up(left)?;
-        Ok((volumes, opened.problem))
+        if let Some(problem) = opened.problem {
+            volumes.store().note_problem(problem);
+        }
+        Ok(volumes)
     }
 
     fn over(store: Arc<Store>, arena: Arc<Arena>, commits_first: bool) -> FsResult<Volumes> {
@@ -323,6 +328,30 @@ impl Volumes {
         Ok(())
     }
 
+    /// Commits everything, makes it durable and lets nothing change any more, for the server that comes next.
+    /// Programs wait.
+    ///
+    /// # Errors
+    /// From the store; then everything goes on as before.
+    pub fn retire(&self) -> FsResult<()> {
+        // Most of it while programs go on.
+        self.sync()?;
+        self.shared.store.flush_index()?;
+        drop(self.care.lock().take());
+        let gate = self.shared.gate.write();
+        match self.shared.flush_all().and_then(|()| Ok(self.shared.store.close()?)) {
+            Ok(()) => {
+                // Held until the process ends.
+                let _held = ManuallyDrop::new(gate);
+                Ok(())
+            }
+            Err(e) => {
+                *self.care.lock() = Some(Care::start(&self.shared.store)?);
+                Err(e)
+            }
+        }
+    }
+
     /// Bytes written by programs and not yet committed.
     pub fn dirty_bytes(&self) -> u64 {
         self.shared.budget.used()
@@ -371,6 +400,11 @@ impl Volume {
     /// The store below.
     pub fn store(&self) -> &Arc<Store> {
         &self.shared.store
+    }
+
+    /// The memory for what is written and not yet committed.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.shared.arena
     }
 
     fn view(&self, at: Option<Lsn>) -> View {

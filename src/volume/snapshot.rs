@@ -2,7 +2,7 @@
 //! in it, and nothing that came later.
 
 use super::{FsError, FsResult, Shared, Volume, Volumes};
-use crate::store::model::{Edit, SnapshotSpec};
+use crate::store::model::{Edit, RequestId, SnapshotSpec};
 use crate::types::limits::{SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339};
 use crate::types::{Lsn, Timestamp, VolumeId};
@@ -19,6 +19,8 @@ pub struct SnapshotCreate {
     pub tags: Vec<(String, String)>,
     /// Whether only a release lets it be deleted.
     pub hold: bool,
+    /// Of which request, if of one of the kernel's.
+    pub request: Option<RequestId>,
 }
 
 /// A snapshot as it is listed.
@@ -80,7 +82,7 @@ impl Volumes {
                 first.get_or_insert_with(|| spec.clone());
                 edits.push(Edit::SnapshotCreate { vol: *vol, spec });
             }
-            let lsn = store.commit(edits, None)?;
+            let lsn = store.commit(edits, create.request)?;
             let spec = first.ok_or(FsError::Invalid("no volume to take a snapshot of"))?;
             let time = store.index().state().time;
             Ok(SnapshotRow { spec, time, lsn })
@@ -167,14 +169,14 @@ impl Volume {
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::Held`]; then none was deleted.
-    pub fn delete_snapshots(&self, names: &[&str]) -> FsResult<()> {
+    pub fn delete_snapshots(&self, names: &[&str], request: Option<RequestId>) -> FsResult<()> {
         let _admin = self.shared.admin.lock();
         let rows = names.iter().map(|n| self.snapshot_named(n)).collect::<FsResult<Vec<_>>>()?;
         if let Some(held) = rows.iter().find(|r| r.spec.hold) {
             return Err(FsError::Held(format!("snapshot {} is held; release it first", held.spec.name)));
         }
         let edits = rows.iter().map(|r| Edit::SnapshotDelete { vol: self.vol, at: r.lsn }).collect();
-        let lsn = self.commit(edits, None)?;
+        let lsn = self.commit(edits, request)?;
         self.shared.store.sync(lsn)?;
         Ok(())
     }

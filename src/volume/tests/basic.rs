@@ -56,7 +56,7 @@ fn a_snapshot_keeps_what_was_and_forgetting_it_frees_it() {
     bench.fsck();
     bench.reopen();
     assert_eq!(bench.read(Some(at), file), old);
-    bench.main().delete_snapshots(&["s"]).unwrap();
+    bench.main().delete_snapshots(&["s"], None).unwrap();
     bench.clock.advance(60_000_000_000);
     bench.file(Ino::ROOT, "later");
     bench.clock.advance(60_000_000_000);

@@ -131,7 +131,12 @@ impl Run {
 
     pub fn snapshot(&mut self, hold: bool) -> Outcome {
         let name = format!("s{}", self.made);
-        let create = SnapshotCreate { name: Some(name.clone()), hold, tags: vec![("k".into(), "v".into())] };
+        let create = SnapshotCreate {
+            name: Some(name.clone()),
+            hold,
+            tags: vec![("k".into(), "v".into())],
+            request: None,
+        };
         let row =
             self.bench.volumes().snapshot(&[self.bench.main().id()], &create).map_err(|e| e.to_string())?;
         self.doubtful.clear();
@@ -149,7 +154,7 @@ impl Run {
         let i = which as usize % self.snaps.len();
         let snap = &self.snaps[i];
         let expected = if snap.hold { Err("held") } else { Ok(()) };
-        if agree("delete", self.volume().delete_snapshots(&[&snap.name]), expected)?.is_some() {
+        if agree("delete", self.volume().delete_snapshots(&[&snap.name], None), expected)?.is_some() {
             self.snaps.remove(i);
         }
         let rows = self.volume().snapshots(Lsn::ZERO, usize::MAX).map_err(|e| e.to_string())?;
@@ -204,7 +209,7 @@ impl Run {
         let volume = self.volume();
         for snap in std::mem::take(&mut self.snaps) {
             volume.hold_snapshot(&snap.name, false).map_err(|e| e.to_string())?;
-            volume.delete_snapshots(&[&snap.name]).map_err(|e| e.to_string())?;
+            volume.delete_snapshots(&[&snap.name], None).map_err(|e| e.to_string())?;
         }
         self.empty(&volume)?;
         for _ in 0..2 {

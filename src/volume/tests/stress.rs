@@ -211,7 +211,7 @@ fn run(seed: u64, steps: u64) {
                 kept.push((name, at));
                 if kept.len() > 4 {
                     let (name, _) = kept.remove(n as usize % 4);
-                    bench.main().delete_snapshots(&[&name]).unwrap();
+                    bench.main().delete_snapshots(&[&name], None).unwrap();
                 }
                 for (_, at) in &kept {
                     check_snapshot(bench.main(), *at);
