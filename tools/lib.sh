@@ -15,6 +15,8 @@ REWINDFS_CACHE="${REWINDFS_CACHE:-$HOME/.cache}"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$REWINDFS_CACHE/rewindfs-target}"
 REWINDFS_TOOLS="$REWINDFS_CACHE/rewindfs-tools"
 CARGO_DENY_VERSION="0.20.2"
+# shellcheck disable=SC2034 # read by the scripts that source this file
+FSX_VERSION="0.3.2"
 
 # What a build needs, and what the tests and the demo need on top.
 # shellcheck disable=SC2034 # read by the scripts that source this file
@@ -193,4 +195,15 @@ cargo_deny() {
   else
     return 1
   fi
+}
+
+# Prints the path of the program of a crate, which is compiled where it is missing.
+crates_tool() {
+  local name=$1 version=$2
+  local own="$REWINDFS_TOOLS/bin/$name"
+  if [[ ! -x $own ]]; then
+    with_lock tools with_heartbeat "cargo install $name" \
+      cargo install "$name" --version "$version" --locked --quiet --root "$REWINDFS_TOOLS" >&2 || return
+  fi
+  printf '%s\n' "$own"
 }

@@ -241,6 +241,11 @@ impl Umount {
             unmount_dead(&mountpoint)?;
             return output::done();
         }
+        // Nobody answers there, and what was acknowledged is in the journal or in memory for the next mount.
+        if resolve::failing(&mountpoint).is_some() {
+            unmount_dead(&mountpoint)?;
+            return output::done();
+        }
         let Some(mount) = resolve::mount_of(&mountpoint)? else {
             return Err(not_a_mount(&mountpoint));
         };

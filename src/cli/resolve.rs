@@ -51,6 +51,20 @@ pub(super) fn is_dead(path: &Path) -> bool {
     matches!(statfs(path), Err(nix::errno::Errno::ENOTCONN))
 }
 
+/// The store whose mount `path` lies in, where its servers keep dying and the mount cannot be asked.
+pub(super) fn failing(path: &Path) -> Option<registry::Entry> {
+    let path = std::path::absolute(path).ok()?;
+    let here = |entry: &registry::Entry| entry.mounts.iter().any(|m| path.starts_with(&m.mountpoint));
+    registry::running().into_iter().find(|entry| entry.failed.is_some() && here(entry))
+}
+
+/// As [`failing`], also for the store's directory.
+pub(super) fn failed_store(path: &Path) -> Option<registry::Entry> {
+    let store = path.canonicalize().ok();
+    let running = || registry::running().into_iter();
+    failing(path).or_else(|| running().find(|e| e.failed.is_some() && Some(&e.store) == store.as_ref()))
+}
+
 /// What the mount says that `path` lies in; None when it lies in none of ours.
 ///
 /// # Errors
@@ -61,6 +75,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
         Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
             return Err(ControlError::no_store(path));
         }
+        Err(nix::errno::Errno::EIO) if failing(path).is_some() => return Ok(None),
         Err(nix::errno::Errno::ENOTCONN) => {
             let text = format!("the server of the mount at {} is gone; rewindfs umount it", shown(path));
             return Err(ControlError::failed(text));
@@ -75,6 +90,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
         Ok(value) => value,
         Err(e) => match e.raw_os_error() {
             Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => return Ok(None),
+            Some(libc::EIO) if failing(path).is_some() => return Ok(None),
             _ => return Err(io_error("looking at", path, &e)),
         },
     };
@@ -106,6 +122,9 @@ pub(super) fn path(
 /// Whom to ask about a store: its server, or else the store itself, opened in this process. A path inside a
 /// mount is no store: what such a path says of itself must not decide whose keys are changed.
 pub(super) fn store(path: &Path, target: Target, key_file: Option<&Path>) -> Result<Resolved, ControlError> {
+    if let Some(entry) = failing(path) {
+        return Err(servers_die(&entry));
+    }
     let store = store_directory(path)?;
     let node = registry::node_of(&store)?;
     let found = match registry::find(&store, node) {

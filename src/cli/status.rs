@@ -52,6 +52,9 @@ impl Status {
     }
 
     fn of(&self, path: &std::path::Path) -> Result<Vec<StatusReport>, ControlError> {
+        if let Some(entry) = resolve::failed_store(path) {
+            return Ok(vec![failed(&entry, resolve::servers_die(&entry))]);
+        }
         let key_file = self.key_file.as_deref();
         let resolved = match (resolve::mount_of(path)?, &self.volume) {
             (None, None) => resolve::store(path, Target::Store, key_file)?,
@@ -68,6 +71,10 @@ impl Status {
 fn all() -> Vec<StatusReport> {
     let mut reports = Vec::new();
     for entry in registry::running() {
+        if entry.failed.is_some() {
+            reports.push(failed(&entry, resolve::servers_die(&entry)));
+            continue;
+        }
         let client = resolve::server_of(&entry.store, &entry);
         let answer = match client.call(Request::Status { target: Target::Store }, &mut |_| {}) {
             Ok(Response::Status(answer)) => Ok(answer),
@@ -76,19 +83,25 @@ fn all() -> Vec<StatusReport> {
         };
         match answer {
             Ok(answer) => reports.extend(answer),
-            Err(error) => reports.push(StatusReport {
-                store: shown(&entry.store),
-                node: entry.node.clone(),
-                volume: entry.mounts.first().map(|m| m.volume.clone()).unwrap_or_default(),
-                mountpoint: entry.mounts.first().map(|m| shown(&m.mountpoint)),
-                server_pid: Some(entry.pid),
-                health: Health::Failed,
-                problems: vec![error.to_string()],
-                ..StatusReport::default()
-            }),
+            Err(error) => reports.push(failed(&entry, error)),
         }
     }
     reports
+}
+
+/// The report of a server that does not answer.
+fn failed(entry: &registry::Entry, error: ControlError) -> StatusReport {
+    StatusReport {
+        store: shown(&entry.store),
+        node: entry.node.clone(),
+        volume: entry.mounts.first().map(|m| m.volume.clone()).unwrap_or_default(),
+        mountpoint: entry.mounts.first().map(|m| shown(&m.mountpoint)),
+        server_pid: Some(entry.pid).filter(|_| entry.failed.is_none()),
+        holder_pid: entry.holder,
+        health: Health::Failed,
+        problems: vec![error.to_string()],
+        ..StatusReport::default()
+    }
 }
 
 /// One volume on one screen.

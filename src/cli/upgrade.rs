@@ -21,6 +21,9 @@ pub(super) struct Upgrade {
     /// The program that is to serve from now on [default: this one].
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// Only the server of this store [default: all that the caller may].
+    #[arg(long, value_name = "STORE")]
+    store: Option<PathBuf>,
 }
 
 impl Upgrade {
@@ -29,7 +32,11 @@ impl Upgrade {
             Some(path) => path.canonicalize().map_err(|e| io_error("reading", path, &e))?,
             None => std::env::current_exe().map_err(|e| io_error("finding", "this program", &e))?,
         };
-        let entries = registry::running();
+        let mut entries = registry::running();
+        if let Some(store) = &self.store {
+            let store = resolve::store_directory(store)?;
+            entries.retain(|entry| entry.store == store);
+        }
         if entries.is_empty() {
             output::line("no server runs")?;
         }

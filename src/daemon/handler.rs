@@ -1,41 +1,21 @@
 //! What the control socket's requests do: the same code with a server and without one.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::control::{Caller, ControlHandler};
 use super::keys;
+use super::mounts::Mounts;
 use super::protocol::{
-    ControlError, FSCK_PROBLEMS_MAX, FsckProblem, FsckReport, MountRequest, Progress, Request, Response,
-    SNAPSHOT_PAGE, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target,
-    VolumeInfo,
+    ControlError, FSCK_PROBLEMS_MAX, FsckProblem, FsckReport, Progress, Request, Response, SNAPSHOT_PAGE,
+    SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target, VolumeInfo,
 };
-use super::registry::MountEntry;
 use super::rights::{READ, WRITE, control_error, volume_for};
 use super::{status, upgrade};
 use crate::types::Lsn;
 use crate::volume::{self, SnapshotRow, Volume, Volumes};
-
-/// The mounts of a server; without one there are none.
-pub trait Mounts: Send + Sync {
-    /// Mounts a volume.
-    fn mount(&self, request: &MountRequest) -> Result<(), ControlError>;
-    /// Unmounts. Returns whether that was the last mount, with which the server ends.
-    fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError>;
-    /// What is mounted where.
-    fn list(&self) -> Vec<MountEntry>;
-    /// Whether the mount there allows no writes.
-    fn is_read_only(&self, mountpoint: &Path) -> bool;
-    /// Begins to end the server.
-    fn stop(&self);
-    /// The process that starts the next server should this one die.
-    fn holder(&self) -> Option<u32>;
-    /// Makes room for that program: everything becomes durable, programs wait for the next server.
-    fn replace(&self, program: OwnedFd) -> Result<(), ControlError>;
-}
 
 /// Carries out requests on an open store.
 pub struct Handler {

@@ -9,6 +9,7 @@ mod keys;
 pub mod lines;
 pub mod logging;
 pub mod mount_options;
+mod mounts;
 pub mod offline;
 pub mod protocol;
 pub mod registry;

@@ -2,7 +2,6 @@
 //! holder makes and keeps, answers the control socket and ends with its last mount. One that dies is followed
 //! by another, which takes the mounts over as they are.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,10 +13,11 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::control::ControlServer;
-use super::handler::{Handler, Mounts};
+use super::handler::Handler;
 use super::holder::{Kept, Link, Start, UnmountError};
+use super::mounts::{Mounts, Number, Table, TableEntry};
 use super::offline::open_volumes;
-use super::protocol::{ControlError, Kind, MountRequest, Progress};
+use super::protocol::{ControlError, MountRequest, Progress};
 use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
 use super::spawn::ServeOptions;
@@ -39,56 +39,11 @@ const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 enum Event {
     /// The kernel has let go of a mount.
-    Ended(MountNumber),
+    Ended(Number),
     /// Somebody asked the server to end.
     Stop,
     /// Everything is durable and held back; that program is to go on.
     Replace(OwnedFd),
-}
-
-/// Tells a mount from a later one at the same place.
-type MountNumber = u64;
-
-struct TableEntry {
-    mounted: Mounted,
-    read_only: bool,
-    number: MountNumber,
-    connection: u64,
-}
-
-/// What is mounted where.
-#[derive(Default)]
-struct Table {
-    mounted: HashMap<PathBuf, TableEntry>,
-    /// How many mounts there have been.
-    count: MountNumber,
-    /// The server ends: whoever comes now is to wait for the next one.
-    ending: bool,
-}
-
-impl Table {
-    /// Fails when `volume`, or something else at `mountpoint`, is mounted.
-    fn check_free(&self, volume: &Volume, mountpoint: &Path) -> Result<(), ControlError> {
-        if self.ending {
-            return Err(ControlError::new(Kind::Ending, "the store's server is just ending; try again"));
-        }
-        if let Some(entry) = self.mounted.values().find(|e| e.mounted.volume().id() == volume.id()) {
-            let at = entry.mounted.mountpoint().display();
-            return Err(ControlError::in_use(format!("volume {} is mounted at {at}", volume.name())));
-        }
-        if let Some(other) = self.mounted.get(mountpoint) {
-            let (name, at) = (other.mounted.volume().name(), mountpoint.display());
-            return Err(ControlError::in_use(format!("volume {name} of this store is mounted at {at}")));
-        }
-        Ok(())
-    }
-
-    /// Takes out the mount of that number, if it has not been taken yet.
-    fn take(&mut self, number: MountNumber) -> Option<TableEntry> {
-        let (at, _) = self.mounted.iter().find(|(_, entry)| entry.number == number)?;
-        let at = at.clone();
-        self.mounted.remove(&at)
-    }
 }
 
 /// The mounts of this server.

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::control::Caller;
-use super::handler::Mounts;
+use super::mounts::Mounts;
 use super::protocol::{ControlError, one_line};
 
 /// How long a program may take to say its version.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
 
 use nix::fcntl::{Flock, FlockArg};
 use parking_lot::Mutex;
@@ -378,6 +379,7 @@ impl Opener<'_> {
         if applied >= last {
             return Ok(None);
         }
+        let start = Instant::now();
         for id in pack::list(&**self.disk, &self.layout.packs)? {
             if id < packed.0 {
                 continue;
@@ -417,7 +419,7 @@ impl Opener<'_> {
             }
         }
         chunks.forget_found();
-        tracing::info!(from = %applied, to = %index.state().applied, "journal replayed");
+        tracing::info!(from = %applied, to = %index.state().applied, ms = start.elapsed().as_millis() as u64, "journal replayed");
         Ok(cut)
     }
 

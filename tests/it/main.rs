@@ -28,4 +28,5 @@ mod lifecycle;
 mod posix;
 mod snapshots;
 mod store;
+mod survival;
 mod workloads;

@@ -43,7 +43,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// The longest pause.
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long requests are refused before another server is tried.
-const REFUSE: Duration = Duration::from_secs(60);
+const REFUSE: Duration = Duration::from_secs(30);
 /// Useless servers in a row after which the program before an upgrade is used again.
 const UPGRADE_TRIES: u32 = 3;
 

@@ -170,6 +170,12 @@ impl Drop for Store {
         let left = self.processes().clone();
         let gone = within(Duration::from_secs(30), || left.iter().all(|p| !p.alive()));
         left.iter().for_each(|p| p.kill());
+        // What a crashed server left in memory for a mount that this test never made.
+        if let Ok(node) = fs::read_to_string(self.path().join("node")) {
+            for suffix in ["", ".stale"] {
+                let _ = fs::remove_file(format!("/dev/shm/rewindfs-{}{suffix}", node.trim()));
+            }
+        }
         if !gone && !std::thread::panicking() {
             panic!("a server was still running 30 s after the last umount had returned: {left:?}");
         }
@@ -223,20 +229,38 @@ impl Mount {
         self.umount().mount_with(&name, &more)
     }
 
-    /// Kills server and holder with SIGKILL, as a power cut would from the store's view, and clears the
-    /// mountpoint.
+    /// Kills server and holder with SIGKILL at the same moment, and clears the mountpoint.
     pub fn crash(self) -> Arc<Store> {
-        let status = self.status();
-        // The holder first: it would start another server.
-        for key in ["holder_pid", "server_pid"] {
-            let pid = status.get(key).and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
-            if let Some(process) = pid.and_then(Process::of) {
-                process.kill();
-                assert!(within(Duration::from_secs(30), || !process.alive()), "{key} survived SIGKILL");
-            }
-        }
+        self.kill_both();
         detach(&self.dir);
         Arc::clone(&self.store)
+    }
+
+    /// Kills server and holder with SIGKILL at the same moment; the mount is dead then.
+    pub fn kill_both(&self) {
+        let victims = [self.holder(), self.server()];
+        // Each would start the other again.
+        victims.iter().for_each(|process| process.stop());
+        victims.iter().for_each(|process| process.kill());
+        let gone = || victims.iter().all(|process| !process.alive());
+        assert!(within(Duration::from_secs(30), gone), "holder or server survived SIGKILL");
+    }
+
+    /// The server's process.
+    pub fn server(&self) -> Process {
+        self.process("server_pid")
+    }
+
+    /// The holder's process.
+    pub fn holder(&self) -> Process {
+        self.process("holder_pid")
+    }
+
+    fn process(&self, key: &str) -> Process {
+        let status = self.status();
+        self.store.remember(&status);
+        let pid = status.get(key).and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Process::of).unwrap_or_else(|| panic!("no living {key}: {status}"))
     }
 
     /// Takes a snapshot.

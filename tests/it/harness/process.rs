@@ -25,9 +25,18 @@ impl Process {
 
     /// Sends SIGKILL if it still runs.
     pub fn kill(self) {
+        self.signal(Signal::SIGKILL);
+    }
+
+    /// Lets it do nothing more until it is killed.
+    pub fn stop(self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    fn signal(self, signal: Signal) {
         if self.alive() {
             // It may have ended meanwhile, which is what is wanted.
-            let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
+            let _ = kill(Pid::from_raw(self.pid), signal);
         }
     }
 }

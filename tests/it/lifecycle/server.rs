@@ -37,18 +37,16 @@ fn a_signal_ends_a_server_in_order_also_while_files_are_open() {
 }
 
 #[test]
-fn the_mount_of_a_killed_server_is_named_as_dead_and_can_be_unmounted() {
+fn the_mount_of_killed_processes_is_named_as_dead_and_can_be_unmounted() {
     let store = Store::encrypted();
     let mount = store.mount();
     let dir = mount.path().to_owned();
     fs::write(dir.join("f"), "kept").expect("writing");
     store.ok(&args!["snapshot", "create", dir, "s"]);
-    let (process, _) = server(&mount);
     // Held open: the kernel cannot let go of the mount at once.
     let held =
         File::options().read(true).custom_flags(libc::O_DIRECTORY).open(&dir).expect("opening the mount");
-    process.kill();
-    eventually("the server to be gone", || !process.alive());
+    mount.kill_both();
     fs::read_dir(&dir).expect_err("a dead mount serves nothing");
     for command in [
         args!["status", dir].to_vec(),

@@ -42,12 +42,21 @@ refused 1 $rw mount store /usr
 $rw mount store mnt -o ro,subtype=,fsname=x
 [ "$(cat mnt/f)" = hello ]
 $rw umount mnt
-# A killed server, and a mount that is still in use when it is taken away.
+# A killed server; then holder and server at once, and a mount that is still in use when it is taken away.
 $rw mount store mnt
-pid=$($rw status mnt --json | sed 's/.*"server_pid":\([0-9]*\).*/\1/')
+pid_of() { $rw status mnt --json | sed "s/.*\"$1\":\([0-9]*\).*/\1/"; }
 exec 5< mnt
+exec 6< mnt/f
+pid=$(pid_of server_pid)
 kill -9 "$pid"
-while kill -0 "$pid" 2> /dev/null; do sleep 0.05; done
+[ "$(cat <&6)" = hello ]
+[ "$(pid_of server_pid)" != "$pid" ]
+exec 6<&-
+pid=$(pid_of server_pid)
+holder=$(pid_of holder_pid)
+kill -STOP "$holder" "$pid"
+kill -9 "$holder" "$pid"
+while kill -0 "$pid" 2> /dev/null || kill -0 "$holder" 2> /dev/null; do sleep 0.05; done
 refused 1 $rw status mnt
 refused 1 $rw mount store mnt
 $rw umount mnt
@@ -86,7 +95,7 @@ fn a_user_mounts_writes_snapshots_and_unmounts() {
     }
     run(&mut command).expect_ok();
     let log = fs::read_dir(home.join(".local/state/rewindfs")).expect("the log directory").count();
-    assert_eq!(log, 1, "the log is in the user's state directory");
+    assert_eq!(log, 2, "the logs of server and holder are in the user's state directory");
 }
 
 fn shown(path: &Path) -> &str {

@@ -1,0 +1,8 @@
+//! What programs notice when servers and holders are killed or replaced: nothing.
+
+mod arena;
+mod holder;
+mod load;
+mod refused;
+mod server;
+mod upgrade;
