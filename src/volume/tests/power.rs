@@ -2,7 +2,7 @@
 //! opens again with the state at some record, and with everything that was acknowledged as durable.
 
 use super::*;
-use crate::store::journal::tests::faulty::{Fault, FaultyDisk, Keep};
+use crate::types::disk::faulty::{Fault, FaultyDisk, Keep};
 
 struct Chance(u64);
 
