@@ -11,6 +11,7 @@ pub type Outcome<T = ()> = Result<T, String>;
 /// Moments kept to look back at.
 const MOMENTS_MAX: usize = 12;
 
+#[derive(Clone)]
 pub struct Snap {
     pub name: String,
     pub lsn: Lsn,

@@ -221,7 +221,9 @@ impl Medium {
             Change::Create(path) => {
                 self.files.push(Content::default());
                 let file = self.files.len() - 1;
-                self.rename(path, |names, name| drop(names.insert(name, file)));
+                self.rename(path, |names, name| {
+                    names.insert(name, file);
+                });
             }
             Change::Write { file, offset, data } => {
                 let part = if bytes >= data.len() { data.clone() } else { data[..bytes].into() };
@@ -229,7 +231,9 @@ impl Medium {
             }
             Change::SetLen { file, len } => self.files[*file].set_len(*len),
             Change::Sync(file) => self.files[*file].settle(),
-            Change::Remove(path) => self.rename(path, |names, name| drop(names.remove(&name))),
+            Change::Remove(path) => self.rename(path, |names, name| {
+                names.remove(&name);
+            }),
             Change::Rename { from, to } => {
                 let (dir, old) = split(from);
                 let (other, new) = split(to);
