@@ -239,6 +239,17 @@ impl Mount {
         Arc::clone(&self.store)
     }
 
+    /// Kills every process behind the store without asking them anything, and clears the mountpoint: their
+    /// disk is gone.
+    pub fn kill(self) -> Arc<Store> {
+        let processes = self.store.processes().clone();
+        processes.iter().for_each(|p| p.kill());
+        let gone = within(Duration::from_secs(30), || processes.iter().all(|p| !p.alive()));
+        assert!(gone, "some of {processes:?} survived SIGKILL");
+        detach(&self.dir);
+        Arc::clone(&self.store)
+    }
+
     /// Takes a snapshot.
     pub fn snapshot(&self, name: &str) {
         let printed = self.store.ok(&args!["snapshot", "create", self.dir, name]);
