@@ -18,8 +18,9 @@ const CONFIG: &str = "index_flush_records = 300\nindex_flush_bytes = 1048576\n\
 
 /// The machine. Everything is taken down when it is dropped.
 pub struct Machine {
-    pub store: Arc<Store>,
+    /// Dropped before the directory in which it is mounted.
     pub disk: DiskProcess,
+    pub store: Arc<Store>,
     device: Option<PathBuf>,
 }
 
@@ -29,13 +30,13 @@ impl Machine {
         assert!(nix::unistd::geteuid().is_root(), "these tests make loop devices: run them as root");
         let store = Store::uninitialised();
         let disk = DiskProcess::start(&store.directory("disk"));
-        let mut machine = Machine { store, disk, device: None };
+        let mut machine = Machine { disk, store, device: None };
         fs::create_dir(machine.store.path()).expect("a mountpoint for ext4");
         machine.attach();
         let device = machine.device.clone().expect("just attached");
         let options = "lazy_itable_init=0,lazy_journal_init=0";
         machine.tool("mkfs.ext4", &args!["-q", "-m", "0", "-N", "8192", "-E", options, device]);
-        machine.mount_ext4();
+        machine.mount_ext4("data=ordered");
         machine.store.ok(&args!["init", machine.store.path()]);
         fs::write(machine.store.path().join("config.toml"), CONFIG).expect("settings");
         machine.take_down();
@@ -49,10 +50,11 @@ impl Machine {
         self.disk.load();
     }
 
-    /// Attaches the disk and lets ext4 recover.
-    pub fn power_on(&mut self) {
+    /// Attaches the disk and lets ext4 recover. In the mode `data=writeback` a file's length may reach the
+    /// disk before its bytes.
+    pub fn power_on(&mut self, mode: &str) {
         self.attach();
-        self.mount_ext4();
+        self.mount_ext4(mode);
     }
 
     /// Behind a cut: the processes die, and the next disk is what the cut left.
@@ -72,9 +74,9 @@ impl Machine {
         self.device = Some(PathBuf::from(printed.trim()));
     }
 
-    fn mount_ext4(&self) {
+    fn mount_ext4(&self, mode: &str) {
         let device = self.device.as_ref().expect("attached before");
-        self.tool("mount", &args!["-t", "ext4", device, self.store.path()]);
+        self.tool("mount", &args!["-t", "ext4", "-o", mode, device, self.store.path()]);
     }
 
     /// Unmounts ext4 and detaches the disk.
