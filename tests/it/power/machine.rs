@@ -96,15 +96,17 @@ impl Machine {
         assert!(unmounted, "{} is still in use though all processes are dead", dir.display());
     }
 
-    /// Memory does not survive a power cut, and shared memory of the servers is memory.
+    /// Memory does not survive a power cut, and a file in tmpfs that outlives a server is memory.
     fn forget_memory(&self) {
         let node = fs::read_to_string(self.store.path().join("node")).unwrap_or_default();
-        let Ok(shared) = fs::read_dir("/dev/shm") else { return };
-        for entry in shared.flatten() {
-            let name = entry.file_name();
-            let ours = name.to_string_lossy().starts_with(&format!("rewindfs-{}", node.trim()));
-            if !node.trim().is_empty() && ours {
-                fs::remove_file(entry.path()).expect("removing the server's shared memory");
+        if node.trim().is_empty() {
+            return;
+        }
+        let name = format!("rewindfs-{}", node.trim());
+        for entry in ["/dev/shm", "/run"].into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten() {
+            let entry = entry.expect("a name in tmpfs");
+            if entry.file_name().to_string_lossy().starts_with(&name) {
+                fs::remove_file(entry.path()).expect("removing the server's memory");
             }
         }
     }
