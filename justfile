@@ -54,6 +54,10 @@ ci:
 quickstart *dir:
     tools/quickstart {{ dir }}
 
+# power cuts of a whole machine (root; 200 take about 7 minutes)
+powercut rounds="200":
+    tools/powercut {{ quote(rounds) }}
+
 # figures of scale: a million files, a thousand snapshots, full buffers (about 15 minutes)
 scale dir:
     tools/scale --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir {{ quote(dir) }}

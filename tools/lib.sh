@@ -24,7 +24,7 @@ BUILD_PACKAGES=(gcc g++ make clang libclang-dev pkg-config)
 # shellcheck disable=SC2034
 DEMO_PACKAGES=(fuse3 attr)
 # shellcheck disable=SC2034
-TEST_PACKAGES=(acl git rsync sqlite3 zstd strace python3 python3-venv shellcheck)
+TEST_PACKAGES=(acl e2fsprogs git mount rsync sqlite3 zstd strace python3 python3-venv shellcheck)
 
 # Sends everything to stderr: functions that answer do so on stdout.
 say() { printf '%s\n' "$*" >&2; }

@@ -43,7 +43,7 @@ use model::{Edit, Record, RequestId};
 pub use create::{CreateOptions, Created, create};
 pub use index::Locate;
 pub use layout::{Layout, identify, node_of};
-pub use open::{OpenMode, OpenOptions, Progress};
+pub use open::{FileBytes, OpenMode, OpenOptions, Progress};
 
 /// What opening found that an operator should know.
 pub type Problems = Vec<String>;

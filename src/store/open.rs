@@ -24,7 +24,9 @@ use super::layout::{Layout, identify, node_of};
 use super::model::{Edit, Record, Source};
 use super::{Committed, Problems, Store, record_aad};
 use crate::types::error::IoContext;
-use crate::types::{ChunkId, Clock, Disk, Error, Lsn, OsDisk, PackId, Result, StoreUuid, SystemClock, Term};
+use crate::types::{
+    ChunkId, Clock, Disk, Error, Lsn, OsDisk, PackId, Result, StoreUuid, SystemClock, Term, limits,
+};
 
 /// Told how far a long opening is: what is done, and hundredths.
 pub type Progress<'a> = &'a mut dyn FnMut(&str, u64);
@@ -53,6 +55,23 @@ pub struct OpenOptions {
     pub config: Option<Config>,
     /// Opens, read-only, even what has lost its newest records.
     pub salvage: bool,
+    /// When a file is finished and the next one begun.
+    pub file_bytes: FileBytes,
+}
+
+/// How large the store's files get.
+#[derive(Clone, Copy, Debug)]
+pub struct FileBytes {
+    /// A journal segment.
+    pub segment: u64,
+    /// A pack.
+    pub pack: u64,
+}
+
+impl Default for FileBytes {
+    fn default() -> FileBytes {
+        FileBytes { segment: limits::SEGMENT_BYTES, pack: limits::PACK_BYTES }
+    }
 }
 
 impl Default for OpenOptions {
@@ -64,6 +83,7 @@ impl Default for OpenOptions {
             clock: Arc::new(SystemClock),
             config: None,
             salvage: false,
+            file_bytes: FileBytes::default(),
         }
     }
 }
@@ -130,10 +150,20 @@ impl Store {
         };
         let disk = options.disk;
         let salvage = options.salvage;
-        let opener = Opener { layout: &layout, id, sealer: &sealer, config: &config, disk: &disk, salvage };
+        let segment_bytes = options.file_bytes.segment;
+        let opener = Opener {
+            layout: &layout,
+            id,
+            sealer: &sealer,
+            config: &config,
+            disk: &disk,
+            salvage,
+            segment_bytes,
+        };
         let (mut journal, index, damaged) = opener.journal_and_index(&mut problems, progress)?;
         let writable = options.mode == OpenMode::ReadWrite && damaged.is_none();
-        let chunks = ChunkStore::open(disk.clone(), &layout.packs, id, sealer.clone(), &config, writable)?;
+        let pack_bytes = writable.then_some(options.file_bytes.pack);
+        let chunks = ChunkStore::open(disk.clone(), &layout.packs, id, sealer.clone(), &config, pack_bytes)?;
         if writable {
             opener.sync_packs(index.state().packed.0)?;
         }
@@ -188,6 +218,7 @@ struct Opener<'a> {
     config: &'a Config,
     disk: &'a Arc<dyn Disk>,
     salvage: bool,
+    segment_bytes: u64,
 }
 
 impl Opener<'_> {
@@ -207,7 +238,7 @@ impl Opener<'_> {
             must_reach,
             cut_after,
             unordered_tail: UnorderedTail::Cut,
-            ..JournalOptions::default()
+            segment_bytes: self.segment_bytes,
         };
         Journal::open(self.disk.clone(), &self.layout.journal, self.id, options)
     }

@@ -1,6 +1,9 @@
 //! The disk seam: journal and packs reach the filesystem below only through [`Disk`], so that a test can
 //! lose unsynced writes, tear the last one, fill the disk or return EIO at any operation.
 
+#[cfg(test)]
+pub(crate) mod faulty;
+
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;

@@ -10,6 +10,7 @@
 //! | `REWINDFS_TEST_KEEP` | if set, a test's directory is left behind for a look | |
 //! | `REWINDFS_TEST_SEED` | seed of every random choice | the clock; printed |
 //! | `REWINDFS_TEST_OPS` | operations of a differential run | 5000 |
+//! | `REWINDFS_POWER_ROUNDS` | power cuts of the whole machine | 6 |
 //! | `REWINDFS_TEST_DEADLINE_SECS` | longest run of one command | 300 |
 //! | `REWINDFS_TEST_WATCHDOG_SECS` | age at which a mount is torn down, so that a hung test fails | 1200 |
 
@@ -26,6 +27,7 @@ mod harness;
 mod layers;
 mod lifecycle;
 mod posix;
+mod power;
 mod snapshots;
 mod store;
 mod survival;

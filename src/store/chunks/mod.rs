@@ -101,17 +101,20 @@ thread_local! {
 }
 
 impl ChunkStore {
-    /// Opens the packs in `dir`; without `writable` nothing can be stored.
+    /// Opens the packs in `dir`, which get `pack_bytes` long; without it nothing can be stored.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
         store: StoreUuid,
         sealer: Arc<Sealer>,
         config: &Config,
-        writable: bool,
+        pack_bytes: Option<u64>,
     ) -> Result<ChunkStore> {
-        let writer =
-            if writable { Some(PackWriter::open(disk.clone(), dir, store, PackId(0))?) } else { None };
+        let open = |bytes| {
+            let writer = PackWriter::open(disk.clone(), dir, store, PackId(0))?;
+            Ok::<_, Error>(writer.with_pack_bytes(bytes))
+        };
+        let writer = pack_bytes.map(open).transpose()?;
         let inner = Inner {
             writer,
             reader: PackReader::new(disk, dir, store, sealer.clone()),

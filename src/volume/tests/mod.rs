@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::*;
 use crate::store::config::Config;
-use crate::store::{CreateOptions, OpenMode, OpenOptions, create};
+use crate::store::{CreateOptions, FileBytes, OpenMode, OpenOptions, create};
 use crate::types::{Clock, Disk, OsDisk};
 
 /// A clock that moves when it is told to.
@@ -54,6 +54,7 @@ pub struct Bench {
     pub clock: Arc<ManualClock>,
     pub config: Config,
     pub disk: Arc<dyn Disk>,
+    pub file_bytes: FileBytes,
     pub volumes: Option<Volumes>,
     pub main: Option<Arc<Volume>>,
     /// Last: it goes when nobody writes to it any more.
@@ -77,7 +78,8 @@ impl Bench {
         create(&dir.path().join("store"), &options).unwrap();
         let clock = Arc::new(ManualClock(AtomicI64::new(1_700_000_000_000_000_000)));
         let disk: Arc<dyn Disk> = Arc::new(OsDisk);
-        let mut bench = Bench { dir, clock, config, disk, volumes: None, main: None };
+        let file_bytes = FileBytes::default();
+        let mut bench = Bench { dir, clock, config, disk, file_bytes, volumes: None, main: None };
         bench.open();
         bench
     }
@@ -94,6 +96,7 @@ impl Bench {
             clock: self.clock.clone(),
             config: Some(self.config.clone()),
             salvage: false,
+            file_bytes: self.file_bytes,
         }
     }
 

@@ -1,12 +1,28 @@
-//! The power goes at some disk operation of journal or packs, and pages survive as they please: the store
+//! The power goes at some disk operation of journal or packs, and sectors survive as they please: the store
 //! opens again with the state at some record, and with everything that was acknowledged as durable.
+//!
+//! [`tape`] records a workload, [`sweep`] cuts it everywhere, [`judge`] looks at what is left, [`cuts`] are
+//! the workloads. Here, one file after the other with a cut at a random operation, again and again.
+
+mod cuts;
+mod judge;
+mod sweep;
+mod tape;
 
 use super::*;
-use crate::store::journal::tests::faulty::{Fault, FaultyDisk, Keep};
+use crate::types::disk::faulty::{Fault, FaultyDisk, Keep};
 
 struct Chance(u64);
 
 impl Chance {
+    fn byte(&mut self) -> u8 {
+        self.below(256) as u8
+    }
+
+    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
+        of[self.below(of.len() as u64) as usize]
+    }
+
     fn below(&mut self, n: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n

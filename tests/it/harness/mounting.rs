@@ -263,6 +263,19 @@ impl Mount {
         pid.and_then(Process::of).unwrap_or_else(|| panic!("no living {key}: {status}"))
     }
 
+    /// Kills every process behind the store without asking them anything, and clears the mountpoint: their
+    /// disk is gone.
+    pub fn kill(self) -> Arc<Store> {
+        let processes = self.store.processes().clone();
+        // Each would start the other again.
+        processes.iter().for_each(|p| p.stop());
+        processes.iter().for_each(|p| p.kill());
+        let gone = within(Duration::from_secs(30), || processes.iter().all(|p| !p.alive()));
+        assert!(gone, "some of {processes:?} survived SIGKILL");
+        detach(&self.dir);
+        Arc::clone(&self.store)
+    }
+
     /// Takes a snapshot.
     pub fn snapshot(&self, name: &str) {
         let printed = self.store.ok(&args!["snapshot", "create", self.dir, name]);

@@ -2,7 +2,6 @@
 
 mod crash;
 mod cut;
-pub(crate) mod faulty;
 mod live;
 mod table;
 
@@ -10,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
+use crate::types::disk::faulty;
 use crate::types::{OsDisk, Term};
 
 pub const STORE: StoreUuid = StoreUuid([0x5a; 16]);
