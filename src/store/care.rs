@@ -39,9 +39,11 @@ pub(super) struct CareState {
 }
 
 impl CareState {
-    pub(super) fn new(applied: Lsn) -> CareState {
+    /// `flushed`: the record up to which the index is on disk. What was replayed is not, or a server killed
+    /// again and again would replay more each time.
+    pub(super) fn new(flushed: Lsn) -> CareState {
         CareState {
-            flushed: AtomicU64::new(applied.0),
+            flushed: AtomicU64::new(flushed.0),
             packs_synced: AtomicU64::new(0),
             unsynced_since: Mutex::new(None),
             checkpointing: Mutex::new(()),

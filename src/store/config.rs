@@ -51,7 +51,7 @@ impl Default for Config {
             chunk_cache_bytes: 64 * MIB,
             index_cache_bytes: 64 * MIB,
             index_flush_bytes: 48 * MIB,
-            index_flush_records: 100_000,
+            index_flush_records: 20_000,
             checkpoint_journal_bytes: 256 * MIB,
             commit_interval_ms: 1000,
             window_seconds: 15 * 60,

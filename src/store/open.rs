@@ -175,10 +175,9 @@ impl Store {
             (options.mode == OpenMode::ReadOnly).then(|| "it was opened for reading only".to_owned())
         });
         let term = index.state().term;
-        let applied = index.state().applied;
         let durable = journal.durable();
         let store = Arc::new(Store {
-            care: CareState::new(applied),
+            care: CareState::new(index.opened_at()),
             layout,
             id,
             node,

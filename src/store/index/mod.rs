@@ -23,7 +23,7 @@ use rocksdb::{
 use crate::store::keys::Sealer;
 use crate::types::error::IoContext;
 use crate::types::wire::WireError;
-use crate::types::{Error, Result};
+use crate::types::{Error, Lsn, Result};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
@@ -64,6 +64,8 @@ pub struct Index {
     cache: Cache,
     /// Lock order: taken last; held while a batch is written, so that rows and versions change together.
     state: RwLock<State>,
+    /// The record up to which it was on disk when it was opened.
+    opened_at: Lsn,
     /// Costs so far.
     pub counters: Counters,
 }
@@ -124,16 +126,18 @@ impl Index {
         let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
         let digest_key = sealer.digest_key();
-        let index = Index {
+        let mut index = Index {
             db,
             path: path.to_owned(),
             sealer,
             digest_key,
             cache,
             state: RwLock::new(State::default()),
+            opened_at: Lsn::ZERO,
             counters: Counters::default(),
         };
         let state = index.load_state()?;
+        index.opened_at = state.applied;
         *index.state.write() = state;
         Ok(index)
     }
@@ -152,7 +156,7 @@ impl Index {
             let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
             let snapshot = Snapshot::decode(&row).map_err(|e| damaged(key, e))?;
             if let Some(volume) = state.volumes.get_mut(&vol) {
-                volume.snapshots.insert(crate::types::Lsn(at), snapshot);
+                volume.snapshots.insert(Lsn(at), snapshot);
             }
             Ok(true)
         })?;
@@ -170,6 +174,11 @@ impl Index {
     /// The rows that are not versioned.
     pub fn state(&self) -> parking_lot::RwLockReadGuard<'_, State> {
         self.state.read()
+    }
+
+    /// The record up to which it was on disk when it was opened: what was replayed since is not.
+    pub fn opened_at(&self) -> Lsn {
+        self.opened_at
     }
 
     /// Where it lies.

@@ -6,6 +6,7 @@
 
 mod cuts;
 mod judge;
+mod life;
 mod sweep;
 mod tape;
 

@@ -47,8 +47,9 @@ fn acknowledged_writes_are_there_after_mounting_again() {
 fn memory_of_another_session_is_put_aside_and_said() {
     let store = Store::encrypted();
     let mount = store.mount();
-    fs::write(mount.path().join("old"), "old").expect("writing");
-    File::open(mount.path()).and_then(|dir| dir.sync_all()).expect("fsync");
+    let mut old = File::create(mount.path().join("old")).expect("creating");
+    old.write_all(b"old").and_then(|()| old.sync_all()).expect("writing");
+    drop(old);
     let mut file = File::create(mount.path().join("late")).expect("creating");
     file.write_all(&[7; 5000]).expect("writing");
     drop(file);

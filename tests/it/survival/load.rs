@@ -141,7 +141,8 @@ fn checkpoint(path: &Path, n: u64) {
 /// Scattered writes with holes between, fallocate and truncate.
 fn sparse(path: &Path, n: u64) {
     let path: PathBuf = path.with_extension(format!("{}", n % 3));
-    let file = File::create(&path).expect("create");
+    let mut options = OpenOptions::new();
+    let file = options.read(true).write(true).create(true).truncate(true).open(&path).expect("create");
     let mut expected = vec![0u8; 400_000];
     for i in 0..20u64 {
         let at = (n * 7919 + i * 104_729) as usize % 390_000;

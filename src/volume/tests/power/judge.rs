@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::tape::{Life, State};
+use super::life::{Life, State};
 use super::*;
 use crate::volume::tests::model::{Model, compare_all};
 

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::judge::judge;
-use super::tape::{Moment, Tape, put};
+use super::life::Moment;
+use super::tape::{Tape, put};
 use super::*;
 use crate::types::disk::faulty::Cuts;
 
