@@ -32,7 +32,7 @@ use crate::types::NodeUuid;
 use channel::{Channel, ToHolder, ToServer};
 use watch::Watched;
 
-/// A server that served for less than this before it died was of no use.
+/// A server that served for less than this before it died by itself was of no use.
 const SHORT_LIFE: Duration = Duration::from_secs(1);
 /// Useless servers in a row after which there is a pause before the next one, doubling from [`PAUSE_MIN`].
 const FREE_TRIES: u32 = 3;
@@ -331,11 +331,11 @@ impl Holder {
                 last_word = self.answer(&server, message, fd).or(last_word);
             }
             if ended {
-                let how = server.how();
+                let (how, killed) = server.how();
                 let end = last_word.unwrap_or(End::Died(how));
                 if matches!(end, End::Died(_)) {
-                    let short = serving.is_none_or(|since| since.elapsed() < SHORT_LIFE);
-                    self.useless = if short { self.useless + 1 } else { 0 };
+                    let useless = serving.is_none_or(|since| !killed && since.elapsed() < SHORT_LIFE);
+                    self.useless = if useless { self.useless + 1 } else { 0 };
                 }
                 return Ok(end);
             }

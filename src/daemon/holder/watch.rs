@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -75,12 +75,13 @@ impl Watched {
         None
     }
 
-    /// How it ended, once it has.
-    pub(super) fn how(&mut self) -> String {
+    /// How it ended, once it has, and whether somebody killed it: SIGKILL comes from outside and says nothing
+    /// about the server.
+    pub(super) fn how(&mut self) -> (String, bool) {
         match self.child.as_mut().map(Child::wait) {
-            Some(Ok(status)) => status.to_string(),
-            Some(Err(e)) => e.to_string(),
-            None => "it was another holder's child".to_owned(),
+            Some(Ok(status)) => (status.to_string(), status.signal() == Some(libc::SIGKILL)),
+            Some(Err(e)) => (e.to_string(), false),
+            None => ("it was another holder's child".to_owned(), false),
         }
     }
 }

@@ -1,0 +1,159 @@
+"""Upgrades under PostgreSQL and cp. Run by tools/upgrades."""
+
+import argparse
+import glob
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from survive import Mount
+
+PORT = "54329"
+
+
+class Postgres:
+    """A cluster on the mount, run by the user postgres."""
+
+    def __init__(self, data, home):
+        self.data = data
+        self.home = home
+        self.bin = max(glob.glob("/usr/lib/postgresql/*/bin"))
+        os.makedirs(data)
+        os.makedirs(home)
+        for path in (data, home):
+            shutil.chown(path, "postgres", "postgres")
+        self.run("initdb", "--pgdata", data, "--data-checksums", "--auth=trust")
+        options = f"-c port={PORT} -c unix_socket_directories={home} -c listen_addresses='' -c log_min_messages=warning"
+        self.run("pg_ctl", "--pgdata", data, "--log", os.path.join(home, "log"), "--wait", "-o", options, "start")
+        self.run("pgbench", *self.where(), "--initialize", "--scale", "5", "--quiet", "postgres")
+
+    def where(self):
+        return ["--host", self.home, "--port", PORT]
+
+    def command(self, program, *arguments):
+        return ["runuser", "--user", "postgres", "--", os.path.join(self.bin, program), *arguments]
+
+    def run(self, program, *arguments):
+        done = subprocess.run(self.command(program, *arguments), cwd=self.home, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"{program}: {done.stdout} {done.stderr}")
+        return done.stdout
+
+    def bench(self):
+        command = self.command("pgbench", *self.where(), "--client", "4", "--time", "100000", "--no-vacuum", "postgres")
+        return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def end(self, bench):
+        """Ends the benchmark, checks the database. Returns the transactions done."""
+        if bench.poll() is not None:
+            raise RuntimeError(f"pgbench ended: {bench.stdout.read()}")
+        done = int(self.query("select count(*) from pgbench_history"))
+        bench.terminate()
+        bench.wait()
+        said = bench.stdout.read()
+        if "ERROR" in said or "FATAL" in said or "PANIC" in said:
+            raise RuntimeError(f"pgbench: {said}")
+        self.query("create extension amcheck")
+        self.query("select bt_index_check(oid, true) from pg_class where relname like 'pgbench%pkey'")
+        sums = self.query(
+            "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)")
+        if sums != "t":
+            raise RuntimeError("balances and history differ")
+        self.stop()
+        self.run("pg_checksums", "--check", "--pgdata", self.data)
+        with open(os.path.join(self.home, "log"), encoding="utf-8") as log:
+            bad = [line for line in log if "PANIC" in line or "could not" in line or "I/O" in line]
+        if bad:
+            raise RuntimeError(f"PostgreSQL noticed: {bad}")
+        return done
+
+    def query(self, text):
+        return self.run("psql", *self.where(), "--no-psqlrc", "--tuples-only", "--no-align", "--command", text,
+                        "postgres").strip()
+
+    def stop(self):
+        self.run("pg_ctl", "--pgdata", self.data, "--wait", "--mode", "fast", "stop")
+
+
+def tree(root, gib):
+    """Files of all sizes, incompressible."""
+    rng = random.Random(1)
+    left = int(gib * (1 << 30))
+    block = rng.randbytes(1 << 20)
+    n = 0
+    while left > 0:
+        size = min(left, rng.choice((100, 5000, 70_000, 3_000_000, 40_000_000, 200_000_000)))
+        directory = os.path.join(root, f"d{n % 37}")
+        os.makedirs(directory, exist_ok=True)
+        with open(os.path.join(directory, f"f{n}"), "wb") as out:
+            at = 0
+            while at < size:
+                start = rng.randrange(len(block) // 2)
+                part = block[start : start + min(size - at, len(block) // 2)]
+                out.write(part)
+                at += len(part)
+        left -= size
+        n += 1
+    return n
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rewindfs", required=True)
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--gib", type=float, default=5)
+    parser.add_argument("--seconds-between", type=float, default=5)
+    options = parser.parse_args()
+    home = os.path.abspath(options.dir)
+    os.makedirs(home)
+    os.chmod(home, 0o755)
+    mount = Mount(os.path.abspath(options.rewindfs), home)
+    mount.mount()
+    source = os.path.join(home, "source")
+    print(f"{tree(source, options.gib)} files of {options.gib} GiB", flush=True)
+    postgres = Postgres(os.path.join(mount.path, "pg"), os.path.join(home, "pg"))
+    bench = postgres.bench()
+    copy = os.path.join(mount.path, "copy")
+    started = time.monotonic()
+    copying = subprocess.Popen(["cp", "--archive", source, copy], stderr=subprocess.PIPE, text=True)
+    took = []
+    while copying.poll() is None:
+        time.sleep(options.seconds_between)
+        if copying.poll() is not None:
+            break
+        # Another file each time, as a new version is.
+        program = os.path.join(home, f"rewindfs-{len(took)}")
+        shutil.copy(mount.binary, program)
+        start = time.monotonic()
+        mount.run("upgrade", "--store", mount.store, "--binary", program)
+        took.append(time.monotonic() - start)
+        running = os.readlink(f"/proc/{mount.status()['server_pid']}/exe")
+        if running != program:
+            raise RuntimeError(f"{running} runs, not {program}")
+        os.unlink(program)
+    said = copying.stderr.read()
+    if copying.returncode != 0 or said:
+        raise RuntimeError(f"cp: {copying.returncode} {said}")
+    print(f"copied in {time.monotonic() - started:.0f} s, {len(took)} upgrades meanwhile", flush=True)
+    if not took:
+        raise RuntimeError("no upgrade was made while cp ran: --seconds-between is too long")
+    print(f"an upgrade took {statistics.median(took):.2f} s in the middle, {max(took):.2f} s at most", flush=True)
+    done = postgres.end(bench)
+    print(f"PostgreSQL: {done} transactions, none failed; checksums and indexes hold", flush=True)
+    differing = subprocess.run(
+        ["rsync", "--archive", "--checksum", "--dry-run", "--itemize-changes", "--delete", source + "/", copy + "/"],
+        capture_output=True, text=True, check=True).stdout
+    if differing:
+        raise RuntimeError(f"the copy differs: {differing[:1000]}")
+    print("the copy equals its source", flush=True)
+    mount.run("umount", mount.path)
+    print(mount.run("fsck", mount.store).strip())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
