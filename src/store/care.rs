@@ -19,6 +19,8 @@ const ROUND: Duration = Duration::from_millis(250);
 const SYNC_INTERVAL: Duration = Duration::from_secs(4);
 /// Bytes appended to packs after which they are synced without being asked.
 const PACK_SYNC_BYTES: u64 = 32 << 20;
+/// Replayed records that are flushed at once.
+const REPLAYED_RECORDS: u64 = 1000;
 /// Checkpoints kept.
 const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
@@ -29,6 +31,9 @@ const WINDOW_STEP_SECS: u64 = 5;
 /// What the care thread shares with the store.
 pub(super) struct CareState {
     flushed: AtomicU64,
+    /// Much was replayed at opening and is to be flushed at once: the next opening, which may come soon where
+    /// servers are killed, shall not replay it again.
+    replayed: AtomicBool,
     packs_synced: AtomicU64,
     unsynced_since: Mutex<Option<Instant>>,
     /// One checkpoint at a time.
@@ -39,10 +44,10 @@ pub(super) struct CareState {
 }
 
 impl CareState {
-    /// `flushed`: the record up to which the index is on disk. What was replayed is not, or a server killed
-    /// again and again would replay more each time.
-    pub(super) fn new(flushed: Lsn) -> CareState {
+    /// `flushed`: the record up to which the index is on disk; `applied`: that up to which it was replayed.
+    pub(super) fn new(flushed: Lsn, applied: Lsn) -> CareState {
         CareState {
+            replayed: AtomicBool::new(applied.0.saturating_sub(flushed.0) >= REPLAYED_RECORDS),
             flushed: AtomicU64::new(flushed.0),
             packs_synced: AtomicU64::new(0),
             unsynced_since: Mutex::new(None),
@@ -190,10 +195,16 @@ impl Store {
     }
 
     fn flush_if_due(&self) -> Result<()> {
-        let behind = self.last().0.saturating_sub(self.care.flushed.load(Ordering::Relaxed));
-        let due = behind >= self.config.index_flush_records
+        let flushed = self.care.flushed.load(Ordering::Relaxed);
+        let behind = self.last().0.saturating_sub(flushed);
+        let due = self.care.replayed.load(Ordering::Relaxed)
+            || behind >= self.config.index_flush_records
             || (behind > 0 && self.index.unflushed_bytes() >= self.config.index_flush_bytes);
-        if due { self.flush_index().map(drop) } else { Ok(()) }
+        if due {
+            self.flush_index()?;
+            self.care.replayed.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     fn checkpoint_if_due(&self) -> Result<()> {

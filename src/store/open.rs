@@ -175,9 +175,9 @@ impl Store {
             (options.mode == OpenMode::ReadOnly).then(|| "it was opened for reading only".to_owned())
         });
         let term = index.state().term;
-        let durable = journal.durable();
+        let (durable, applied) = (journal.durable(), index.state().applied);
         let store = Arc::new(Store {
-            care: CareState::new(index.opened_at()),
+            care: CareState::new(index.opened_at(), applied),
             layout,
             id,
             node,

@@ -187,6 +187,21 @@ fn copying_much_inline_data_takes_several_records() {
     assert!(read(copy, 5) == read(file, 0));
 }
 
+/// Servers that are killed one after the other had more to replay each time.
+#[test]
+fn what_was_replayed_is_not_replayed_again() {
+    let mut bench = Bench::new(quiet());
+    for i in 0..1200 {
+        bench.file(Ino::ROOT, &format!("f{i}"));
+    }
+    let last = bench.store().last();
+    bench.crash();
+    assert!(bench.store().index().opened_at() < last, "all of it was to be replayed");
+    bench.store().care_round(Lsn::ZERO).unwrap();
+    bench.crash();
+    assert!(bench.store().index().opened_at() >= last);
+}
+
 #[test]
 fn writing_nothing_changes_nothing() {
     let bench = Bench::new(quiet());
