@@ -45,7 +45,7 @@ pub(super) struct Mount {
     #[arg(long)]
     foreground: bool,
     /// Mount options, separated by commas: those of mount(8), fsname=, subtype=, snapdir=visible,
-    /// snapdir-name=, volume=, keyfile=.
+    /// snapdir-name=, resend=off, volume=, keyfile=.
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
     /// The key file, if it is not in its default place.

@@ -82,6 +82,13 @@ pub struct MountOptions {
     pub snapdir_visible: bool,
     /// The name of the snapshot directory.
     pub snapdir_name: String,
+    /// Requests that a killed server had read are sent again by a kernel that can.
+    #[serde(default = "yes")]
+    pub resend: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Default for MountOptions {
@@ -102,6 +109,7 @@ impl Default for MountOptions {
             subtype: None,
             snapdir_visible: false,
             snapdir_name: ".snapshots".to_owned(),
+            resend: true,
         }
     }
 }
@@ -243,6 +251,13 @@ fn set_value(parsed: &mut Parsed, name: &str, value: &str) -> Result<bool, Strin
                 other => return Err(format!("snapdir must be visible or hidden, not {other:?}")),
             }
         }
+        "resend" => {
+            options.resend = match value {
+                "on" => true,
+                "off" => false,
+                other => return Err(format!("resend must be on or off, not {other:?}")),
+            }
+        }
         "snapdir-name" => options.snapdir_name = value.to_owned(),
         "volume" => parsed.volume = Some(value.to_owned()),
         "keyfile" => parsed.key_file = Some(PathBuf::from(value)),
@@ -306,7 +321,7 @@ mod tests {
     fn unknown_options_are_named() {
         assert_eq!(parse(&["ro,bogus=1"], 0, false).unwrap_err(), "unknown mount option \"bogus=1\"");
         assert!(parse(&["ro,bogus=1"], 0, true).unwrap().options.ro);
-        for bad in ["snapdir=maybe", "snapdir-name=a/b", "snapdir-name=", "snapdir-name=.."] {
+        for bad in ["snapdir=maybe", "resend=", "snapdir-name=a/b", "snapdir-name=", "snapdir-name=.."] {
             assert!(parse(&[bad], 0, false).is_err(), "{bad}");
         }
     }

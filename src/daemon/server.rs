@@ -81,6 +81,7 @@ impl Server {
             snapdir_name: options.snapdir_name.clone(),
             owner_uid: self.owner,
             readahead_bytes: config.readahead_bytes,
+            resend: options.resend,
             attribute: Arc::new(move |name, node| {
                 if name != MOUNT_ATTRIBUTE.as_bytes() {
                     return None;

@@ -77,6 +77,13 @@ impl Negotiated {
         init
     }
 
+    /// Makes it that of a kernel that does not send requests again.
+    fn without_resend(mut self) -> Negotiated {
+        let flags = word(&self.init, IN_FLAGS2);
+        put_word(&mut self.init, IN_FLAGS2, flags & !HAS_RESEND2);
+        self
+    }
+
     /// Whether the kernel can send requests again that a server read and did not answer (since Linux 6.9).
     pub fn can_resend(&self) -> bool {
         word(&self.init, IN_FLAGS) & INIT_EXT != 0 && word(&self.init, IN_FLAGS2) & HAS_RESEND2 != 0
@@ -106,12 +113,13 @@ fn read_init(device: &OwnedFd) -> io::Result<Vec<u8>> {
 }
 
 /// Makes a session by `make`, which gets the descriptor to make it of, and connects it to the kernel. Also
-/// returns what was agreed on.
+/// returns what was agreed on; without `resends` a new connection is one that cannot send requests again.
 ///
 /// # Errors
 /// From the kernel, or from fuser.
 pub(super) fn connect<F: Filesystem>(
     connection: &Connection,
+    resends: bool,
     make: impl FnOnce(OwnedFd) -> io::Result<Session<F>>,
 ) -> io::Result<(Session<F>, Negotiated)> {
     let init = match &connection.negotiated {
@@ -129,7 +137,8 @@ pub(super) fn connect<F: Filesystem>(
         Some(negotiated) => negotiated.clone(),
         None => {
             std::fs::File::from(connection.device.try_clone()?).write_all(&answer)?;
-            Negotiated { init, answer }
+            let negotiated = Negotiated { init, answer };
+            if resends { negotiated } else { negotiated.without_resend() }
         }
     };
     let place = session.as_fd().as_raw_fd();
@@ -184,6 +193,7 @@ mod tests {
         let masked = negotiated.masked();
         assert_eq!((word(&masked, IN_FLAGS), word(&masked, IN_FLAGS2)), (INIT_EXT | 0b0110, 0b10));
         assert!(negotiated.can_resend());
+        assert!(!negotiated.without_resend().can_resend());
         assert!(!Negotiated::default().can_resend(), "damaged bytes are no reason to panic");
         assert_eq!(Negotiated::default().masked(), Vec::<u8>::new());
     }

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -59,7 +60,7 @@ pub(super) struct Inner {
     pub(super) connection: u64,
     pub(super) outcomes: Outcomes,
     /// Whether requests that change nothing are noted too: where the kernel does not send them again.
-    pub(super) notes_all: bool,
+    pub(super) notes_all: AtomicBool,
     /// The directory below, for `statfs`.
     pub(super) below: File,
 }
@@ -126,7 +127,7 @@ impl Inner {
 
     /// As [`Inner::note`], for a request that only reads.
     fn note_read(&self, req: &Request) -> Option<Ticket> {
-        self.notes_all.then(|| self.note(req))
+        self.notes_all.load(Ordering::Relaxed).then(|| self.note(req))
     }
 
     /// What a request did that an earlier server carried out and did not answer.

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use fuser::{Config, Session};
@@ -55,25 +56,27 @@ impl Mounted {
             }
         }
         let outcomes = if resumed { Outcomes::of(&volume, connection.id)? } else { Outcomes::default() };
-        let can_resend = connection.negotiated.as_ref().is_none_or(Negotiated::can_resend);
         let mut config = Config::default();
         config.n_threads = Some(settings.threads);
         // Clones of the device lose the requests read through them when they close, and are no faster.
         config.clone_fd = false;
-        let (readahead, acl) = (settings.readahead_bytes, settings.acl);
-        let inner = Inner {
+        let (readahead, acl, resends) = (settings.readahead_bytes, settings.acl, settings.resend);
+        let inner = Arc::new(Inner {
             below: File::open(volume.store().path())?,
             views: Views::new(volume.clone(), resumed),
             orphans: orphans.clone(),
             connection: connection.id,
             outcomes,
-            notes_all: !can_resend,
+            notes_all: AtomicBool::new(false),
             volumes,
             volume: volume.clone(),
             settings,
-        };
-        let adapter = Adapter::new(Arc::new(inner))?;
-        let (session, negotiated) = connect(&connection, |fd| Session::from_fd(adapter, fd, acl, config))?;
+        });
+        let adapter = Adapter::new(inner.clone())?;
+        let make = |fd| Session::from_fd(adapter, fd, acl, config);
+        let (session, negotiated) = connect(&connection, resends, make)?;
+        let can_resend = negotiated.can_resend();
+        inner.notes_all.store(!can_resend, Ordering::Relaxed);
         let reaper = orphans.start(volume.clone(), File::from(connection.device.try_clone()?))?;
         let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
             let result = session.run();

@@ -24,6 +24,8 @@ pub struct Settings {
     pub owner_uid: u32,
     /// Bytes that the kernel reads ahead.
     pub readahead_bytes: u64,
+    /// Whether the kernel, if it can, sends requests again that a killed server had read.
+    pub resend: bool,
     /// Attributes that every node has.
     pub attribute: Attribute,
 }

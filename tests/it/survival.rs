@@ -5,4 +5,5 @@ mod holder;
 mod load;
 mod refused;
 mod server;
+mod unsent;
 mod upgrade;
