@@ -51,11 +51,15 @@ fn file_name(node: NodeUuid) -> String {
     format!("rewindfs-{node}")
 }
 
-/// Whether a server left acknowledged writes of the store in `root` in memory.
-pub fn pending(root: &Path, node: NodeUuid) -> bool {
-    let id = fs::read_to_string(root.join(SESSION)).ok().and_then(|text| unhex::<16>(text.trim()));
-    let here = |dir: PathBuf| existing(&dir.join(file_name(node))).ok().flatten().map(|(_, found)| found);
-    id.is_some_and(|id| directories().into_iter().filter_map(here).any(|found| found == id))
+/// The arena that a server of the store in `root` left, if there is one, and how many bytes of acknowledged
+/// writes are in it. It is only looked at.
+pub fn pending(root: &Path, node: NodeUuid) -> Option<(PathBuf, u64)> {
+    let id = fs::read_to_string(root.join(SESSION)).ok().and_then(|text| unhex::<16>(text.trim()))?;
+    directories().into_iter().find_map(|dir| {
+        let path = dir.join(file_name(node));
+        let (arena, found) = existing(&path).ok().flatten()?;
+        (found == id).then(|| (path, arena.bytes_left()))
+    })
 }
 
 /// An arena of ours at `path` and its id. None when there is nothing, or nothing of this kind.

@@ -185,6 +185,17 @@ impl Arena {
         Ok(slot)
     }
 
+    /// Bytes in the slots that another process left or uses, without taking them over.
+    pub(super) fn bytes_left(&self) -> u64 {
+        let left = |page: usize| {
+            let at = Shape::DESCRIPTORS + page * DESCRIPTOR_BYTES;
+            let [seq, extent] = [SEQ, EXTENT].map(|word| self.map.word(at + word).load(Ordering::Acquire));
+            let (from, to) = (extent >> 32, extent & u64::from(u32::MAX));
+            if seq == 0 { 0 } else { to.min(SLAB_BYTES as u64).saturating_sub(from) }
+        };
+        (0..self.shape.pages()).map(left).sum()
+    }
+
     /// See [`Arena::recover`].
     pub(super) fn recover_slots(self: &Arc<Self>, last: Lsn) -> Vec<Recovered> {
         let mut found = Vec::new();

@@ -37,7 +37,7 @@ fn kept(recovered: &[Recovered]) -> Vec<(u64, u64, Vec<u8>)> {
 fn slots_outlive_the_server_newest_first() {
     let home = tempfile::tempdir().unwrap();
     let arena = reopen(home.path());
-    assert!(pending(home.path(), node(home.path())));
+    assert_eq!(pending(home.path(), node(home.path())).map(|(_, bytes)| bytes), Some(0));
     let big = vec![7u8; 100_000];
     let mut first = arena.put(owner(5), 1000, b"hello").unwrap();
     let second = arena.put(owner(6), 0, &big).unwrap();
@@ -46,6 +46,8 @@ fn slots_outlive_the_server_newest_first() {
     drop(arena.put(owner(9), 0, b"committed").unwrap());
     killed(arena, vec![first, second]);
 
+    let looked = || pending(home.path(), node(home.path())).map(|(_, bytes)| bytes);
+    assert_eq!((looked(), looked()), (Some(100_011), Some(100_011)), "looking takes nothing away");
     let arena = reopen(home.path());
     let found = arena.recover(Lsn(0));
     assert_eq!(kept(&found), [(6, 0, big.clone()), (5, 1000, b"Hello world".to_vec())]);
@@ -54,7 +56,7 @@ fn slots_outlive_the_server_newest_first() {
     assert!(!arena.remove(), "it is not empty");
     drop(found);
     assert!(arena.remove());
-    assert!(!pending(home.path(), node(home.path())));
+    assert_eq!(looked(), None);
     assert!(!home.path().join("session").exists());
 }
 
@@ -98,7 +100,7 @@ fn an_arena_of_another_session_is_put_aside() {
     let slot = arena.put(owner(1), 0, b"precious").unwrap();
     killed(arena, vec![slot]);
     std::fs::write(home.path().join("session"), "00112233445566778899aabbccddeeff").unwrap();
-    assert!(!pending(home.path(), node(home.path())));
+    assert_eq!(pending(home.path(), node(home.path())), None);
     let opened = open(home.path(), node(home.path()), 8 << 20).unwrap();
     let problem = opened.problem.unwrap();
     assert!(problem.starts_with("8 bytes that were acknowledged"), "{problem}");

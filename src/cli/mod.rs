@@ -1,6 +1,7 @@
 //! The command line: parses, asks a server (or the store, opened in this process), prints. What it promises
 //! is in `docs/`; what decides and changes anything is below `daemon`.
 
+mod care;
 mod docs;
 mod key;
 mod mount;
@@ -47,7 +48,8 @@ enum Command {
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
     Status(status::Status),
-    Fsck(store::Fsck),
+    Fsck(care::Fsck),
+    Scrub(care::Scrub),
     #[command(subcommand)]
     Key(key::Key),
     Completions(docs::Completions),
@@ -122,6 +124,7 @@ impl Command {
             Command::Snapshot(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
+            Command::Scrub(command) => command.run(),
             Command::Key(command) => command.run(),
             Command::Completions(command) => command.run(Cli::command()),
             Command::Man(command) => command.run(Cli::command()),
@@ -188,6 +191,10 @@ mod tests {
             "status",
             "status P --check --json",
             "fsck S --json",
+            "fsck S --repair --dry-run",
+            "fsck S --repair --yes --json",
+            "scrub P --json",
+            "scrub P --cancel",
             "key export S",
             "key export S F --json",
             "key add S",
@@ -222,8 +229,8 @@ mod tests {
             "switchover P",
             "ha status",
             "drill P",
-            "fsck S --repair",
-            "scrub P",
+            "fsck S --dry-run",
+            "scrub P --repair",
             "gc P",
             "offsite status",
             "recover U S",

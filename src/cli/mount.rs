@@ -12,7 +12,7 @@ use super::{Outcome, Stopped, io_error, output, resolve, shown, unexpected};
 use crate::daemon::client::{Backend as _, Client};
 use crate::daemon::holder::Holder;
 use crate::daemon::mount_options::{self, Parsed};
-use crate::daemon::protocol::{ControlError, Kind, MountRequest, Progress, Request, Response};
+use crate::daemon::protocol::{ControlError, Health, Kind, MountRequest, Progress, Request, Response};
 use crate::daemon::registry::{self, Found, RuntimeDir};
 use crate::daemon::spawn::{self, Ready, ServeOptions};
 use crate::daemon::sys::{self, END_PATIENCE};
@@ -148,6 +148,7 @@ impl Mount {
         let lock =
             dir.lock_start(node).map_err(|e| ControlError::failed(format!("waiting to start: {e}")))?;
         if mount_by_server(&options, node, foreground)? {
+            warn_of_trouble(&options.mount.mountpoint);
             return output::done();
         }
         if foreground {
@@ -159,6 +160,7 @@ impl Mount {
         }
         let log = logging::log_path(&node.to_string()).map_or_else(|| "no log".to_owned(), shown);
         spawn::start(&options, &log, &mut show(&mut Display::new()))?;
+        warn_of_trouble(&options.mount.mountpoint);
         output::done()
     }
 
@@ -226,6 +228,16 @@ fn mount_by_server(options: &ServeOptions, node: NodeUuid, foreground: bool) -> 
         }
     }
     failure.map_or(Ok(false), Err)
+}
+
+/// Says so when what was mounted cannot be written although it should be.
+fn warn_of_trouble(mountpoint: &Path) {
+    let ask = || resolve::path(mountpoint, None, None)?.status();
+    // Whoever may mount but not ask finds out by `status`.
+    let Ok(reports) = ask() else { return };
+    let failed = reports.iter().find(|r| r.health == Health::Failed);
+    let reason = failed.and_then(|r| r.problems.iter().find(|p| p.starts_with("the store is read-only")));
+    reason.into_iter().for_each(|reason| output::warn(reason));
 }
 
 fn show(display: &mut Display) -> impl FnMut(Progress) {

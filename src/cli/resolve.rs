@@ -12,7 +12,7 @@ use super::progress::Display;
 use super::{io_error, shown};
 use crate::daemon::client::{Backend, Client};
 use crate::daemon::offline;
-use crate::daemon::protocol::{ControlError, Request, Response, Target};
+use crate::daemon::protocol::{ControlError, Request, Response, StatusReport, Target};
 use crate::daemon::registry::{
     self, Found, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX, MountAttribute, MountEntry,
 };
@@ -35,6 +35,23 @@ impl Resolved {
     pub(super) fn ask(&self, request: Request) -> Result<Response, ControlError> {
         let mut display = Display::new();
         self.backend.call(request, &mut |news| display.show(&news))
+    }
+
+    /// As [`Resolved::ask`], on a display that the caller keeps.
+    pub(super) fn ask_quietly(
+        &self,
+        request: Request,
+        display: &mut Display,
+    ) -> Result<Response, ControlError> {
+        self.backend.call(request, &mut |news| display.show(&news))
+    }
+
+    /// How what the path names fares.
+    pub(super) fn status(&self) -> Result<Vec<StatusReport>, ControlError> {
+        match self.ask(Request::Status { target: self.target.clone() })? {
+            Response::Status(reports) => Ok(reports),
+            _ => Err(super::unexpected()),
+        }
     }
 
     /// The volume that the target is in; None for a whole store.

@@ -60,10 +60,7 @@ impl Status {
             (None, None) => resolve::store(path, Target::Store, key_file)?,
             (_, volume) => resolve::path(path, volume.as_deref(), key_file)?,
         };
-        match resolved.ask(Request::Status { target: resolved.target.clone() })? {
-            Response::Status(reports) => Ok(reports),
-            _ => Err(unexpected()),
-        }
+        resolved.status()
     }
 }
 

@@ -1,12 +1,11 @@
-//! `init` and `fsck`: the store as a whole.
+//! `init`.
 
 use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{Outcome, output, resolve, shown, unexpected};
-use crate::daemon::protocol::{ControlError, FsckReport, Request, Response, Target};
+use super::{Outcome, output, resolve, shown};
 use crate::daemon::{CreateOptions, create};
 
 /// Make an empty store, with the volume `main`.
@@ -84,47 +83,4 @@ impl InitReport {
         };
         format!("Made the store {store}.\n{keys}\nMount it:\n  rewindfs mount {store} DIR\n")
     }
-}
-
-/// Check a store's structure.
-#[derive(Debug, Args)]
-pub(super) struct Fsck {
-    /// The store's directory.
-    #[arg(value_name = "STORE")]
-    store: PathBuf,
-    /// The key file, if it is not in its default place.
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-    /// Report as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-impl Fsck {
-    pub(super) fn run(self) -> Outcome {
-        let resolved = resolve::store(&self.store, Target::Store, self.key_file.as_deref())?;
-        let Response::Fsck(report) = resolved.ask(Request::Fsck {})? else { return Err(unexpected()) };
-        if self.json {
-            output::json(&report)?;
-        } else {
-            print(&report)?;
-        }
-        if report.clean {
-            return output::done();
-        }
-        let count = (report.problems.len() as u64).saturating_add(report.problems_more);
-        Err(ControlError::failed(format!("{}: fsck found {count} problems", report.store)))
-    }
-}
-
-fn print(report: &FsckReport) -> Result<(), ControlError> {
-    for problem in &report.problems {
-        output::line(&shown(format!("{} in {}: {}", problem.what, problem.place, problem.detail)))?;
-    }
-    if report.problems_more > 0 {
-        output::line(&format!("and {} more", report.problems_more))?;
-    }
-    let checked: Vec<String> = report.checked.iter().map(|(what, count)| format!("{count} {what}")).collect();
-    let verdict = if report.clean { "clean" } else { "DAMAGED" };
-    output::line(&shown(format!("{}: {verdict} ({})", report.store, checked.join(", "))))
 }

@@ -9,10 +9,11 @@ use super::control::{Caller, ControlHandler};
 use super::keys;
 use super::mounts::Mounts;
 use super::protocol::{
-    ControlError, FSCK_PROBLEMS_MAX, FsckProblem, FsckReport, Progress, Request, Response, SNAPSHOT_PAGE,
+    ControlError, FsckReport, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction, ScrubState,
     SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target, VolumeInfo,
 };
 use super::rights::{READ, WRITE, control_error, volume_for};
+use super::scrub::{self, Scrubber};
 use super::{status, upgrade};
 use crate::types::Lsn;
 use crate::volume::{self, SnapshotRow, Volume, Volumes};
@@ -23,6 +24,7 @@ pub struct Handler {
     pub(super) mounts: Option<Arc<dyn Mounts>>,
     pub(super) key_file: Option<PathBuf>,
     pub(super) owner: u32,
+    pub(super) scrubber: Scrubber,
 }
 
 type Outcome = Result<Response, ControlError>;
@@ -41,7 +43,7 @@ impl Handler {
         let owner = std::fs::metadata(&path)
             .map_err(|e| ControlError::failed(format!("reading {}: {e}", path.display())))?
             .uid();
-        Ok(Handler { volumes, mounts, key_file, owner })
+        Ok(Handler { volumes, mounts, key_file, owner, scrubber: Scrubber::new() })
     }
 
     /// The user who owns the store.
@@ -194,44 +196,20 @@ impl Handler {
 
     fn fsck(&self, progress: &mut dyn FnMut(Progress)) -> Outcome {
         let store = self.volumes.store().path().display().to_string();
-        let findings = self
-            .volumes
-            .quiesced(|store| {
-                store.check(&mut |what, done| {
-                    progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
-                })
-            })
-            .map_err(|e| control_error("fsck", e))??;
-        let problems = findings.problems.iter().take(FSCK_PROBLEMS_MAX).map(|p| problem(p)).collect();
-        let checked = [
-            ("versions", findings.versions),
-            ("chunks", findings.chunks),
-            ("records", findings.records),
-            ("frames", findings.frames),
-            ("dead_chunks", findings.dead_chunks),
-            ("dead_bytes", findings.dead_bytes),
-        ];
-        Ok(Response::Fsck(FsckReport {
-            store,
-            clean: findings.problems.is_empty(),
-            checked: checked.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
-            problems,
-            problems_more: findings.more_problems,
-        }))
+        let findings = self.volumes.store().check(&mut |what, done| {
+            progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
+        })?;
+        Ok(Response::Fsck(FsckReport::of(store, &findings)))
     }
-}
 
-/// Takes the sentence of the store layer ("damaged WHAT in PLACE: DETAIL") apart where it has that form.
-fn problem(text: &str) -> FsckProblem {
-    let parts = text.strip_prefix("damaged ").and_then(|t| t.split_once(" in "));
-    match parts.and_then(|(what, rest)| Some((what, rest.split_once(": ")?))) {
-        Some((what, (place, detail))) => {
-            FsckProblem { what: what.to_owned(), place: place.to_owned(), detail: detail.to_owned() }
-        }
-        None => {
-            let (place, detail) = text.split_once(": ").unwrap_or(("", text));
-            FsckProblem { what: "structure".to_owned(), place: place.to_owned(), detail: detail.to_owned() }
-        }
+    fn scrub(&self, action: ScrubAction, progress: &mut dyn FnMut(Progress)) -> Outcome {
+        let store = self.volumes.store();
+        let state = match (&self.mounts, action) {
+            (Some(_), action) => self.scrubber.act(store, action)?,
+            (None, ScrubAction::Start) => scrub::here(store, progress)?,
+            (None, _) => ScrubState::default(),
+        };
+        Ok(Response::Scrub(Box::new(state)))
     }
 }
 
@@ -313,6 +291,15 @@ impl ControlHandler for Handler {
             Request::Fsck {} => {
                 self.admin(caller, "fsck")?;
                 self.fsck(progress)
+            }
+            Request::Repair { .. } => {
+                self.admin(caller, "repairing")?;
+                let store = self.volumes.store().path().display();
+                Err(ControlError::in_use(format!("{store} is mounted; unmount it before it is repaired")))
+            }
+            Request::Scrub { action } => {
+                self.admin(caller, "scrubbing")?;
+                self.scrub(action, progress)
             }
             request => {
                 self.admin(caller, "handling keys")?;

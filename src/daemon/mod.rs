@@ -1,6 +1,7 @@
 //! The server process and how to reach it: control socket, protocol, registry of running servers, starting
 //! one. `server` does the work behind the socket, `offline` the same work without a server.
 
+pub mod care_report;
 pub mod client;
 pub mod control;
 pub mod handler;
@@ -15,6 +16,7 @@ pub mod protocol;
 pub mod registry;
 pub mod report;
 mod rights;
+mod scrub;
 pub mod server;
 pub mod spawn;
 mod status;

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::client::Backend;
 use super::control::Local;
 use super::handler::Handler;
-use super::protocol::{ControlError, Progress, Request, Response};
+use super::protocol::{ControlError, FsckReport, Progress, RepairReport, Request, Response};
 use super::rights::control_error;
+use crate::arena;
+use crate::store::repair::repair;
 use crate::store::{OpenMode, OpenOptions, Store, identify};
 use crate::volume::Volumes;
 
@@ -40,6 +42,7 @@ fn mode_of(request: &Request) -> OpenMode {
         | Request::SnapshotList { .. }
         | Request::Status { .. }
         | Request::Fsck {}
+        | Request::Scrub { .. }
         | Request::KeyList {}
         | Request::VolumeDelete { dry_run: true, .. }
         | Request::SnapshotDelete { dry_run: true, .. } => OpenMode::ReadOnly,
@@ -49,8 +52,35 @@ fn mode_of(request: &Request) -> OpenMode {
 
 impl Backend for Offline {
     fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
+        if let Request::Repair { agreed } = &request {
+            return self.repair(agreed.as_deref(), progress);
+        }
         let opened = open_for(&self.store, self.key_file.as_deref(), mode_of(&request))?;
         opened.local.call(request, progress)
+    }
+}
+
+impl Offline {
+    /// Whoever may open the store may repair it.
+    fn repair(
+        &self,
+        agreed: Option<&str>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Response, ControlError> {
+        let options = OpenOptions { key_file: self.key_file.clone(), ..OpenOptions::default() };
+        let done = repair(&self.store, &options, agreed, &mut |what, done| {
+            progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
+        })?;
+        let store = self.store.display().to_string();
+        Ok(Response::Repair(Box::new(RepairReport {
+            plan: done.plan.id(),
+            dry_run: done.aside.is_none(),
+            steps: done.plan.steps.iter().map(ToString::to_string).collect(),
+            cannot: done.plan.cannot,
+            aside: done.aside.map(|path| path.display().to_string()),
+            failed: done.failed,
+            fsck: FsckReport::of(store, &done.findings),
+        })))
     }
 }
 
@@ -68,11 +98,25 @@ pub(super) fn open_for(path: &Path, key_file: Option<&Path>, mode: OpenMode) -> 
 
 /// The volumes of an open store. For writing this includes what a killed server left in memory.
 pub(super) fn open_volumes(store: Arc<Store>) -> Result<Arc<Volumes>, ControlError> {
+    if store.trouble().is_some() {
+        note_left(&store);
+    }
     let volumes = match store.read_only() {
         None => Volumes::surviving(store),
         Some(_) => Volumes::new(store),
     };
     Ok(Arc::new(volumes.map_err(|e| control_error("opening the store", e))?))
+}
+
+/// Says that acknowledged writes wait in memory for a store that cannot be written now.
+fn note_left(store: &Store) {
+    if let Some((path, bytes)) = arena::pending(store.path(), store.node()).filter(|(_, bytes)| *bytes > 0) {
+        let path = path.display();
+        store.note_problem(format!(
+            "{bytes} bytes that were acknowledged and not committed are not shown; they wait in {path} for a mount \
+             that can write, until this machine restarts"
+        ));
+    }
 }
 
 /// The store in `path`, for commands that need no mount.

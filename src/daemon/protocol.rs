@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+pub use super::care_report::*;
 use super::mount_options::MountOptions;
 pub use super::report::*;
 pub use super::text::{Secret, one_line, wire_path, wire_path_option};
@@ -211,6 +212,16 @@ pub enum Request {
     },
     /// Checks the store's structure; streams progress.
     Fsck {},
+    /// Plans a repair, or carries out the plan that was agreed to. A store with a server is [`Kind::InUse`].
+    Repair {
+        /// The plan's id; None only plans.
+        agreed: Option<String>,
+    },
+    /// Reads and verifies everything, in the background where there is a server.
+    Scrub {
+        /// What is wanted.
+        action: ScrubAction,
+    },
     /// Lists key slots.
     KeyList {},
     /// Answers the recovery key, and notes that it was given out.

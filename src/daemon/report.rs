@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::care_report::{FsckReport, RepairReport, ScrubState};
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
 
@@ -52,6 +53,10 @@ pub enum Response {
     Status(Vec<StatusReport>),
     /// To `Fsck`.
     Fsck(FsckReport),
+    /// To `Repair`.
+    Repair(Box<RepairReport>),
+    /// To `Scrub`.
+    Scrub(Box<ScrubState>),
     /// To `KeyList`.
     Keys(Vec<KeySlotInfo>),
     /// To `KeyExport`.
@@ -332,35 +337,6 @@ pub struct StatusReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adopt: Option<AdoptReport>,
 }
-
-/// One thing that `fsck` found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FsckProblem {
-    /// Kind of object ("journal record", "reference count").
-    pub what: String,
-    /// File and offset, or key.
-    pub place: String,
-    /// What did not hold.
-    pub detail: String,
-}
-
-/// What `fsck` found, as `--json` shows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FsckReport {
-    /// The store's directory.
-    pub store: String,
-    /// Nothing is wrong.
-    pub clean: bool,
-    /// What was looked at: kind and count.
-    pub checked: BTreeMap<String, u64>,
-    /// What is wrong; at most [`FSCK_PROBLEMS_MAX`].
-    pub problems: Vec<FsckProblem>,
-    /// How many more there are.
-    pub problems_more: u64,
-}
-
-/// Problems that one report lists; the others are only counted.
-pub const FSCK_PROBLEMS_MAX: usize = 1000;
 
 /// What kind of key opens a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -353,11 +353,7 @@ impl<E: Into<ControlError>> From<E> for Ended {
 
 /// Opens the store, and takes up what an earlier server had not committed.
 fn open(link: &Arc<Link>, start: &Start) -> Result<Arc<Volumes>, ControlError> {
-    let open = OpenOptions {
-        key_file: start.options.key_file.clone(),
-        salvage: start.options.mount.options.ro,
-        ..OpenOptions::default()
-    };
+    let open = OpenOptions { key_file: start.options.key_file.clone(), ..OpenOptions::default() };
     let store = Store::open(&start.options.store, open, &mut |what, done| {
         link.progress(Progress { what: what.to_owned(), done, total: 100, unit: "%".to_owned() });
     })?;
@@ -390,6 +386,7 @@ fn run(
         registration: Mutex::default(),
     });
     let handler = Handler { mounts: Some(server.clone()), ..handler };
+    handler.scrubber.watch(volumes.store())?;
     let control =
         ControlServer::start(&socket, Arc::new(handler)).map_err(|e| failed("the control socket", e))?;
     let store_path = volumes.store().path().to_owned();

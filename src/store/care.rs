@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::Store;
+use super::layout::remove_tree;
 use super::model::Edit;
 use crate::types::error::IoContext;
 use crate::types::{Lsn, Result, Timestamp, VolumeId};
@@ -276,12 +277,5 @@ impl Store {
         let floor = self.index.lsn_at(from)?;
         let current = self.index.state().volumes.get(&vol).map_or(Lsn::MAX, |v| v.floor);
         Ok((floor > current && self.index.window_moves(vol, floor)?).then_some(floor))
-    }
-}
-
-fn remove_tree(path: &std::path::Path) -> Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("removing", path),
-        _ => Ok(()),
     }
 }

@@ -39,6 +39,8 @@ pub struct Config {
     pub fuse_threads: u32,
     /// zstd level of new chunks, 1-19.
     pub zstd_level: i32,
+    /// Bytes a second that a scrub reads at most. 0: as the default, and never by itself.
+    pub scrub_bytes_per_second: u64,
     /// Bytes the kernel reads ahead of a sequential reader.
     pub readahead_bytes: u64,
 }
@@ -58,6 +60,7 @@ impl Default for Config {
             sealer_threads: 0,
             fuse_threads: 0,
             zstd_level: 1,
+            scrub_bytes_per_second: 64 * MIB,
             readahead_bytes: MIB,
         }
     }
@@ -111,12 +114,21 @@ impl Config {
         within("sealer_threads", u64::from(self.sealer_threads), 0, 1024)?;
         within("fuse_threads", u64::from(self.fuse_threads), 0, 256)?;
         within("zstd_level", u64::try_from(self.zstd_level).unwrap_or(0), 1, 19)?;
+        within("scrub_bytes_per_second", self.scrub_bytes_per_second, 0, 1 << 40)?;
         within("readahead_bytes", self.readahead_bytes, 4096, 1 << 30)
     }
 
     /// [`Config::commit_interval_ms`] as a duration.
     pub fn commit_interval(&self) -> Duration {
         Duration::from_millis(self.commit_interval_ms)
+    }
+
+    /// Bytes a second that a scrub that was asked for reads.
+    pub fn scrub_rate(&self) -> u64 {
+        match self.scrub_bytes_per_second {
+            0 => Config::default().scrub_bytes_per_second,
+            rate => rate,
+        }
     }
 
     /// Threads that seal.

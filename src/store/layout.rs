@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use crate::types::disk::{read_file, replace_file};
+use crate::types::error::IoContext;
 use crate::types::ids::unhex;
 use crate::types::limits::FORMAT_VERSION;
 use crate::types::{Disk, Error, Lsn, NodeUuid, OsDisk, Result, StoreUuid};
@@ -22,6 +23,8 @@ pub struct Layout {
     pub node: PathBuf,
     /// Locked while the store is open.
     pub lock: PathBuf,
+    /// What the last scrub came to, sealed.
+    pub scrub: PathBuf,
     /// Settings.
     pub config: PathBuf,
     /// Wrapped keys.
@@ -32,8 +35,12 @@ pub struct Layout {
     pub packs: PathBuf,
     /// RocksDB.
     pub index: PathBuf,
+    /// An index that was rebuilt where nothing may be written; of the opening that made it only.
+    pub index_scratch: PathBuf,
     /// RocksDB checkpoints, each named by its LSN in 16 hex digits.
     pub checkpoints: PathBuf,
+    /// The index's files as a scrub reads them; of the process that has the store open only.
+    pub checkpoint_scrubbed: PathBuf,
 }
 
 impl Layout {
@@ -44,12 +51,15 @@ impl Layout {
             identity: at("store"),
             node: at("node"),
             lock: at("lock"),
+            scrub: at("scrub"),
             config: at("config.toml"),
             keyring: at("keyring"),
             journal: at("journal"),
             packs: at("packs"),
             index: at("index"),
+            index_scratch: at("index.scratch"),
             checkpoints: at("checkpoints"),
+            checkpoint_scrubbed: at("checkpoints").join("scrubbing"),
             root: root.to_owned(),
         }
     }
@@ -119,4 +129,12 @@ pub fn node_of(root: &Path) -> Result<NodeUuid> {
     let line = read_line(&layout.node).map_err(|e| Error::io("reading", &layout.node, e))?;
     let bad = || Error::corrupt("node id", layout.node.display().to_string(), "not 32 hex digits");
     Ok(NodeUuid(unhex(&line).ok_or_else(bad)?))
+}
+
+/// Removes a directory with all that is in it, if it is there.
+pub(super) fn remove_tree(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("removing", path),
+        _ => Ok(()),
+    }
 }

@@ -6,6 +6,7 @@
 //! sync:   packs, then journal (group commit) → durable LSN
 //! ```
 
+mod affected;
 pub mod care;
 pub mod check;
 pub mod chunks;
@@ -14,11 +15,17 @@ mod create;
 pub mod index;
 pub mod journal;
 pub mod keys;
+pub mod last_scrub;
 mod layout;
 pub mod model;
 mod open;
+mod opener;
+pub mod problem;
 mod rebind;
+pub mod repair;
+mod replay;
 mod requests;
+pub mod scrub;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +47,7 @@ use journal::Journal;
 use keys::Sealer;
 use model::{Edit, Record, RequestId};
 
+pub use affected::{Affected, FilePlace, When};
 pub use create::{CreateOptions, Created, create};
 pub use index::Locate;
 pub use layout::{Layout, identify, node_of};
@@ -63,6 +71,10 @@ pub struct Store {
     disk: Arc<dyn Disk>,
     /// Why nothing may be committed, if so.
     read_only: Option<String>,
+    /// What was found damaged on the disk when it was opened, and is so still.
+    damage: Vec<problem::Problem>,
+    /// What the next opening for writing will do by itself, if this one is for reading.
+    notes: Vec<String>,
     /// Whether it was opened for writing.
     wants_writes: bool,
     /// Set once, when memory and disk may disagree; only a restart clears it.
@@ -73,8 +85,9 @@ pub struct Store {
     /// every lock of the layers above, before the journal's and the index's own.
     commit: Mutex<Committed>,
     care: care::CareState,
+    scrubbed: last_scrub::Memory,
     opening_problems: Mutex<Problems>,
-    _lock: nix::fcntl::Flock<std::fs::File>,
+    _lock: open::Lock,
 }
 
 struct Committed {
@@ -274,9 +287,12 @@ impl Store {
     /// What an operator should see to.
     pub fn problems(&self) -> Problems {
         let mut problems = self.opening_problems.lock().clone();
-        if let Some(reason) = self.trouble() {
+        let trouble = self.trouble();
+        if let Some(reason) = &trouble {
             problems.push(format!("the store is read-only: {reason}"));
         }
+        let others = self.damage.iter().filter(|d| trouble.as_ref() != Some(&d.text));
+        problems.extend(others.map(|d| d.text.clone()));
         if self.sealer.is_encrypted() && !self.recovery_exported.load(Ordering::Relaxed) {
             problems.push(format!(
                 "no recovery key was exported; without one a lost key file loses everything: rewindfs key export {}",
@@ -284,6 +300,7 @@ impl Store {
             ));
         }
         problems.extend(self.care.problems());
+        problems.extend(Some(self.scrubbed.get().problem).filter(|p| !p.is_empty()));
         problems
     }
 

@@ -300,21 +300,6 @@ impl Volumes {
         Ok(self.shared.store.sync_all()?)
     }
 
-    /// Runs `check` while nothing changes, everything written before being committed.
-    pub fn quiesced<T>(&self, check: impl FnOnce(&Store) -> T) -> FsResult<T> {
-        let care = self.care.lock().take();
-        drop(care);
-        let result = {
-            let _gate = self.shared.gate.write();
-            self.shared.flush_all()?;
-            check(&self.shared.store)
-        };
-        if self.shared.store.read_only().is_none() {
-            *self.care.lock() = Some(Care::start(&self.shared.store)?);
-        }
-        Ok(result)
-    }
-
     /// Commits everything, makes it durable and writes the index: what a clean stop does.
     pub fn close(&self) -> FsResult<()> {
         drop(self.care.lock().take());

@@ -206,6 +206,11 @@ impl ChunkStore {
         self.inner.fresh.low_mark(end)
     }
 
+    /// Where the packs end: whatever a record names that was applied before this call lies below.
+    pub fn end(&self) -> (PackId, u64) {
+        self.inner.writer.as_ref().map_or((PackId(u64::MAX), 0), PackWriter::position)
+    }
+
     /// Adds a chunk found in a pack by recovery.
     pub fn found(&self, id: ChunkId, location: Location) {
         self.inner.fresh.found(id, location);
@@ -235,7 +240,7 @@ impl Inner {
         let len = plain.len() as u64;
         self.counters.stored_bytes.fetch_add(len, Ordering::Relaxed);
         let pinned = self.fresh.pin(&id);
-        if pinned || index.chunk(&id)?.is_some() {
+        if pinned || index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
             self.counters.duplicate_bytes.fetch_add(len, Ordering::Relaxed);
             return Ok((id, pinned));
         }

@@ -5,7 +5,9 @@
 //! that what it holds on disk is never ahead of the synced journal ([`Index::begin_flush`]).
 
 pub mod apply;
+pub mod frozen;
 pub mod keys;
+mod mend;
 pub mod rows;
 pub mod scan;
 mod txn;
@@ -27,13 +29,16 @@ use crate::types::{Error, Lsn, Result};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
-pub use txn::Locate;
+pub use frozen::Frozen;
+pub use txn::{Locate, wants_rebind};
 pub use view::{Version, View};
 
 const HEADS: &str = "heads";
 const HISTORY: &str = "history";
 const CHUNKS: &str = "chunks";
 const FAMILIES: [&str; 4] = ["default", HEADS, HISTORY, CHUNKS];
+/// Block cache of a checkpoint that is being looked at.
+const CHECKPOINT_CACHE_BYTES: usize = 8 << 20;
 /// How often a waiting flush is looked at.
 const FLUSH_POLL: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -125,6 +130,24 @@ impl Index {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
         let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
+        Index::assemble(db, path, sealer, cache)
+    }
+
+    /// Opens a checkpoint for reading, without a write.
+    ///
+    /// # Errors
+    /// As [`Index::open`].
+    pub fn open_checkpoint(path: &Path, sealer: Arc<Sealer>) -> Result<Index> {
+        let cache = Cache::new_lru_cache(CHECKPOINT_CACHE_BYTES);
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let mut options = Options::default();
+        // One that is passed in or removed at the same time must not keep many files open.
+        options.set_max_open_files(64);
+        let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(index_error)?;
+        Index::assemble(db, path, sealer, cache)
+    }
+
+    fn assemble(db: DB, path: &Path, sealer: Arc<Sealer>, cache: Cache) -> Result<Index> {
         let digest_key = sealer.digest_key();
         let mut index = Index {
             db,
@@ -293,6 +316,15 @@ impl Index {
     pub fn memory_bytes(&self) -> u64 {
         self.cache.get_usage() as u64 + self.unflushed_bytes()
     }
+}
+
+/// The applied LSN inside a checkpoint, which is opened without a write. Its rows outside the default family
+/// are not read.
+///
+/// # Errors
+/// As [`Index::open`].
+pub fn checkpoint_reaches(checkpoint: &Path, sealer: &Arc<Sealer>) -> Result<Lsn> {
+    Ok(Index::open_checkpoint(checkpoint, sealer.clone())?.state().applied)
 }
 
 /// Copies a checkpoint to where the index lives: hard links for the immutable tables, copies for the rest.

@@ -127,7 +127,8 @@ pub struct Volume {
 }
 
 impl Volume {
-    pub(super) fn new(name: String, created: Lsn) -> Volume {
+    /// A new volume, made by the record `created`.
+    pub fn new(name: String, created: Lsn) -> Volume {
         Volume {
             name,
             created,

@@ -1,9 +1,9 @@
-//! Range reads of the index that `apply`, the maintenance and `fsck` share.
+//! Range reads of the index that `apply` and the maintenance share.
 
 use super::keys::{self, meta};
-use super::rows::{ChunkEntry, Stored};
-use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
-use crate::store::model::{Item, Recipe, Split};
+use super::rows::ChunkEntry;
+use super::{CHUNKS, HISTORY, Index, damaged, index_error};
+use crate::store::model::Recipe;
 use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
 
 /// A dead-list item: first point, end, head key, data bytes.
@@ -31,16 +31,6 @@ pub struct PendingBlock {
     pub block: u64,
     /// The LSN at which the version began.
     pub since: Lsn,
-}
-
-/// A version met by [`Index::versions`].
-pub struct VersionRow<'a> {
-    /// Its head key.
-    pub key: &'a [u8],
-    /// Where it ended; `None` for a head.
-    pub end: Option<Lsn>,
-    /// Itself.
-    pub stored: Stored,
 }
 
 impl Index {
@@ -215,53 +205,6 @@ impl Index {
     /// What is known of a chunk.
     pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
         self.get(CHUNKS, &id.0)?.map(|v| ChunkEntry::decode(&v).map_err(|e| damaged(&id.0, e))).transpose()
-    }
-
-    /// Visits every chunk.
-    pub fn chunks(&self, mut visit: impl FnMut(ChunkId, ChunkEntry) -> Result<()>) -> Result<()> {
-        self.range(CHUNKS, &[], &[0xff; 33], |key, value| {
-            let id = ChunkId(*key.first_chunk().ok_or_else(|| damaged(key, "bad key"))?);
-            visit(id, ChunkEntry::decode(value).map_err(|e| damaged(key, e))?)?;
-            Ok(true)
-        })
-    }
-
-    /// Visits every version of every item: all heads, then all history entries.
-    pub fn versions(&self, mut visit: impl FnMut(VersionRow<'_>) -> Result<()>) -> Result<()> {
-        self.range(HEADS, &[], &[0xff; 64], |key, value| {
-            visit(VersionRow {
-                key,
-                end: None,
-                stored: Stored::decode(value).map_err(|e| damaged(key, e))?,
-            })?;
-            Ok(true)
-        })?;
-        self.range(HISTORY, &[], &[0xff; 64], |key, value| {
-            if keys::split_ended(key).is_none() {
-                let (head, end) = keys::split_history(key).ok_or_else(|| damaged(key, "bad key"))?;
-                let stored = Stored::decode(value).map_err(|e| damaged(key, e))?;
-                visit(VersionRow { key: head, end: Some(end), stored })?;
-            }
-            Ok(true)
-        })
-    }
-
-    /// A version's item, after comparing its check; what `fsck` uses.
-    pub fn verified_item<T: Item>(&self, row: &VersionRow<'_>) -> Result<T> {
-        let item: T = self.item(row.key, &row.stored)?;
-        let split: Split = item.split();
-        if self.check(row.key, row.stored.since, &split) != row.stored.check {
-            return Err(damaged(row.key, "its check does not match"));
-        }
-        Ok(item)
-    }
-
-    /// What one version adds to the digest.
-    pub fn digest_of(row: &VersionRow<'_>) -> u128 {
-        match row.end {
-            None => row.stored.check,
-            Some(end) => super::txn::history_check(row.stored.check, end),
-        }
     }
 
     /// Up to `limit` keys of time marks, oldest first, whose record lies before `floor`.

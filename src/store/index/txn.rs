@@ -32,7 +32,7 @@ pub(super) struct Txn<'a> {
 }
 
 /// Whether a block version should be given another representation in the background.
-pub(super) fn wants_rebind(recipe: &Recipe) -> bool {
+pub fn wants_rebind(recipe: &Recipe) -> bool {
     recipe.inline_bytes() > INLINE_KEEP_BYTES || recipe.pieces().len() > RECIPE_PIECES_TARGET
 }
 
@@ -55,7 +55,7 @@ impl Index {
     }
 
     /// A stored version's item.
-    pub(super) fn item<T: Item>(&self, key: &[u8], stored: &Stored) -> Result<T> {
+    pub fn item<T: Item>(&self, key: &[u8], stored: &Stored) -> Result<T> {
         let secret = if stored.sealed.is_empty() {
             Vec::new()
         } else {
@@ -64,7 +64,7 @@ impl Index {
         T::join(&stored.public, &secret).map_err(|e| damaged(key, e))
     }
 
-    fn stored(&self, key: &[u8], since: Lsn, split: Split) -> Result<Stored> {
+    pub(super) fn stored(&self, key: &[u8], since: Lsn, split: Split) -> Result<Stored> {
         let check = self.check(key, since, &split);
         let mut sealed = Vec::new();
         if !split.secret.is_empty() {
@@ -296,6 +296,15 @@ impl<'a> Txn<'a> {
     /// Counts one more recipe piece that names the chunk.
     pub(super) fn reference(&mut self, id: &ChunkId) -> Result<()> {
         let mut entry = match self.chunk(id)? {
+            // Lost, and stored again: whoever named it before can read it again, too.
+            Some(lost) if lost.location.is_lost() => {
+                let location = self.locate.locate(id).unwrap_or(Location::LOST);
+                let entry = ChunkEntry { location, refs: lost.refs };
+                if entry.refs > 0 {
+                    self.pack_changed(&entry, true);
+                }
+                entry
+            }
             Some(entry) => entry,
             None => ChunkEntry {
                 location: self.locate.locate(id).ok_or_else(|| {
@@ -326,6 +335,9 @@ impl<'a> Txn<'a> {
     }
 
     fn pack_changed(&mut self, entry: &ChunkEntry, alive: bool) {
+        if entry.location.is_lost() {
+            return;
+        }
         let pack = entry.location.pack;
         let bytes = entry.location.frame_bytes();
         let stat = self.state.packs.entry(pack).or_default();

@@ -53,6 +53,8 @@ pub struct JournalOptions {
     /// Records behind this one are cut off as if they had been torn: what they refer to elsewhere did not
     /// survive. The caller knows that none of them was promised to anybody.
     pub cut_after: Option<Lsn>,
+    /// Segments that begin before this record are not looked at: what a journal would be without them.
+    pub ignore_before: Lsn,
 }
 
 impl Default for JournalOptions {
@@ -63,6 +65,7 @@ impl Default for JournalOptions {
             must_reach: Lsn::ZERO,
             unordered_tail: UnorderedTail::Damage,
             cut_after: None,
+            ignore_before: Lsn::ZERO,
         }
     }
 }
@@ -191,19 +194,7 @@ impl Journal {
         options: JournalOptions,
     ) -> Result<(Journal, RecoveryReport)> {
         disk.create_dir(dir).at("creating", dir)?;
-        let mut found = recovery::inspect(&*disk, dir, store, &options)?;
-        if found.last < options.must_reach && !matches!(found.outcome, Outcome::Damaged(_)) {
-            let file = found.segments.last();
-            let file = file.map_or_else(|| segment::path_of(dir, found.last.next()), |s| s.path.clone());
-            let detail = format!("the index has record {}, the journal ends here", options.must_reach);
-            found.outcome = Outcome::Damaged(Damage {
-                file,
-                offset: 0,
-                lsn_expected: found.last.next(),
-                detail,
-                proven: true,
-            });
-        }
+        let mut found = reached(recovery::inspect(&*disk, dir, store, &options)?, dir, &options);
         let (active, read_only) = match &found.outcome {
             Outcome::Damaged(d) => {
                 (None, Some(format!("the journal is damaged at record {}", d.lsn_expected)))
@@ -225,7 +216,7 @@ impl Journal {
         store: StoreUuid,
         options: JournalOptions,
     ) -> Result<(Journal, RecoveryReport)> {
-        let found = recovery::inspect(&*disk, dir, store, &options)?;
+        let found = reached(recovery::inspect(&*disk, dir, store, &options)?, dir, &options);
         let segments = found.segments.clone();
         let report = report(found);
         let reason = Some("it was opened for checking".to_owned());
@@ -380,6 +371,23 @@ impl Journal {
         }
         self.sync.lock().check()
     }
+}
+
+/// Row 16: a journal that ends before a record that must be there.
+fn reached(mut found: recovery::Found, dir: &Path, options: &JournalOptions) -> recovery::Found {
+    if found.last < options.must_reach && !matches!(found.outcome, Outcome::Damaged(_)) {
+        let file = found.segments.last();
+        let file = file.map_or_else(|| segment::path_of(dir, found.last.next()), |s| s.path.clone());
+        let detail = format!("the index has record {}, the journal ends here", options.must_reach);
+        found.outcome = Outcome::Damaged(Damage {
+            file,
+            offset: 0,
+            lsn_expected: found.last.next(),
+            detail,
+            proven: true,
+        });
+    }
+    found
 }
 
 fn report(found: recovery::Found) -> RecoveryReport {

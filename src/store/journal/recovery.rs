@@ -82,7 +82,7 @@ pub fn inspect(disk: &dyn Disk, dir: &Path, store: StoreUuid, options: &JournalO
     let mut firsts = Vec::new();
     for name in disk.list(dir).at("listing", dir)? {
         let Some(name) = name.to_str() else { continue };
-        firsts.extend(segment::first_of(name));
+        firsts.extend(segment::first_of(name).filter(|first| *first >= options.ignore_before));
         found.sync_failed |= name == POISON_MARK;
         if segment::is_temporary(name) {
             found.temporaries.push(dir.join(name));

@@ -154,3 +154,28 @@ proptest! {
         prop_assert!(decode_blob(&content, Zeroizing::new([0; 32])).is_err());
     }
 }
+
+/// Somebody changes a part and mends the checksum, so that only the seals are left to tell.
+#[test]
+fn a_changed_slot_or_sealed_part_opens_to_no_key_or_is_damage() {
+    let (mut keyring, key) = Keyring::create_encrypted(STORE, NOW).unwrap();
+    let mut secrets = unlock(&keyring, &key).unwrap();
+    let recovery = keyring.export_recovery(&mut secrets, NOW).unwrap();
+    let whole = keyring.encode();
+    let change = |at: &[usize]| {
+        let mut bytes = whole[..whole.len() - CHECKSUM_BYTES].to_vec();
+        at.iter().for_each(|at| bytes[*at] ^= 0x10);
+        let checksum = blake3::hash(&bytes);
+        bytes.extend_from_slice(checksum.as_bytes());
+        Keyring::decode(&bytes, Path::new("/s/keyring")).unwrap()
+    };
+    let (first, second) = (HEADER_BYTES + 60, HEADER_BYTES + 86 + 60);
+    let one = change(&[first]);
+    assert!(matches!(unlock(&one, &key), Err(Error::WrongKey { .. })), "its own slot does not open");
+    assert!(matches!(unlock(&one, &recovery), Err(Error::Corrupt { .. })), "the other one tells the change");
+    for key in [&key, &recovery] {
+        assert!(matches!(unlock(&change(&[first, second]), key), Err(Error::WrongKey { .. })));
+        let sealed = whole.len() - CHECKSUM_BYTES - 20;
+        assert!(matches!(unlock(&change(&[sealed]), key), Err(Error::Corrupt { .. })));
+    }
+}

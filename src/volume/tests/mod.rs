@@ -4,6 +4,7 @@
 //! `REWINDFS_TEST_CASES` sets how many histories are run.
 
 mod basic;
+mod care;
 mod hostile;
 mod model;
 mod names;
@@ -95,7 +96,7 @@ impl Bench {
             disk: self.disk.clone(),
             clock: self.clock.clone(),
             config: Some(self.config.clone()),
-            salvage: false,
+            give_up_chunks: false,
             file_bytes: self.file_bytes,
         }
     }
@@ -149,10 +150,22 @@ impl Bench {
         self.store().pause_care(true);
     }
 
+    /// Commits what is dirty, and waits until a round of the care thread that began before it was paused has
+    /// ended.
+    pub fn rest(&self) {
+        let volumes = self.volumes();
+        drop(volumes.care.lock().take());
+        volumes.shared.flush_all().unwrap();
+        if volumes.store().read_only().is_none() {
+            *volumes.care.lock() = Some(Care::start(volumes.store()).unwrap());
+        }
+    }
+
     /// What fsck finds.
     pub fn problems(&self) -> Vec<String> {
-        let found = self.volumes().quiesced(|store| store.check(&mut |_, _| {})).unwrap().unwrap();
-        found.problems
+        self.rest();
+        let found = self.store().check(&mut |_, _| {}).unwrap();
+        found.problems.into_iter().map(|p| p.text).collect()
     }
 
     pub fn fsck(&self) {

@@ -40,7 +40,7 @@ impl Run {
     /// Commits everything, and says what the index then is.
     pub fn flushed_fingerprint(&mut self, close: bool) -> Outcome<Fingerprint> {
         // A round of the care thread that began before it was paused must not add a record any more.
-        self.bench.volumes().quiesced(|_| ()).map_err(|e| e.to_string())?;
+        self.bench.rest();
         self.sync()?;
         if close {
             self.bench.volumes().close().map_err(|e| format!("close: {e}"))?;
@@ -250,13 +250,14 @@ impl Run {
     fn nothing_left(&self) -> Outcome {
         let index = self.bench.store().index();
         let (mut heads, mut history, mut named) = (0, 0, 0);
-        index
+        let frozen = index.freeze();
+        frozen
             .versions(|row| {
                 *(if row.end.is_none() { &mut heads } else { &mut history }) += 1;
                 Ok(())
             })
             .unwrap();
-        index
+        frozen
             .chunks(|_, entry| {
                 named += entry.refs;
                 Ok(())

@@ -85,11 +85,15 @@ fn a_journal_tail_whose_chunks_were_lost_is_cut() {
 
 #[test]
 fn a_lost_chunk_that_was_durable_is_damage_and_not_cut_away() {
-    let (mut bench, lengths, ..) = unsynced_chunks(true);
+    let (mut bench, lengths, first, second) = unsynced_chunks(true);
     bench.drop_all();
     lose_pack_tails(&lengths);
-    let e = bench.try_open().unwrap_err().to_string();
-    assert!(e.contains("is in no pack"), "{e}");
+    bench.open();
+    let reason = bench.store().read_only().unwrap_or_default();
+    assert!(reason.contains("are in no pack"), "{reason}");
+    assert_eq!(bench.read(None, first), noise(1, 400_000));
+    let lost = bench.main().read(None, second, 0, 400_000).map(|b| b.len());
+    assert!(matches!(lost, Err(FsError::Store(_))), "{lost:?}");
 }
 
 /// The most pieces that a block of the volume is in.
@@ -320,6 +324,7 @@ fn a_deleted_volume_cannot_be_changed_by_those_who_have_it_open() {
     bench
         .store()
         .index()
+        .freeze()
         .versions(|row| {
             rows += usize::from(crate::store::index::keys::volume_of(row.key) == other.id());
             Ok(())

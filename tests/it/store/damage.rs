@@ -1,100 +1,10 @@
 //! Damaged bytes: found and named, never served.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::fs;
+use std::path::Path;
 
-use crate::harness::mounting::is_mounted;
-use crate::harness::{Mount, Rng, Store, args, run, tool};
-
-/// A store with files of known content, unmounted, and a spare copy of it.
-struct Patient {
-    store: Arc<Store>,
-    spare: PathBuf,
-    files: Vec<(String, Vec<u8>)>,
-}
-
-impl Patient {
-    fn new(rng: &mut Rng) -> Patient {
-        let store = Store::encrypted();
-        let mount = store.mount();
-        let mut files = Vec::new();
-        for i in 0..60 {
-            let len = [10, 600, 5000, 100_000, 700_000][i % 5];
-            let content = if i % 2 == 0 { rng.bytes(len) } else { rng.text(len) };
-            fs::write(mount.path().join(format!("f{i}")), &content).expect("writing");
-            files.push((format!("f{i}"), content));
-        }
-        files.push(("big".into(), rng.bytes(12 << 20)));
-        let mut big = File::create(mount.path().join("big")).expect("creating");
-        std::io::Write::write_all(&mut big, &files[60].1).and_then(|()| big.sync_all()).expect("writing");
-        drop(big);
-        mount.snapshot("s");
-        mount.umount();
-        let spare = store.home().join("spare");
-        tool(store.home(), "cp", &args!["-a", store.path(), spare]);
-        Patient { store, spare, files }
-    }
-
-    /// Puts the undamaged store back.
-    fn heal(&self) {
-        fs::remove_dir_all(self.store.path()).expect("removing the damaged store");
-        tool(self.store.home(), "cp", &args!["-a", self.spare, self.store.path()]);
-    }
-
-    /// The files of a part of the store, or the part itself if it is a file.
-    fn part(&self, name: &str) -> Vec<PathBuf> {
-        let path = self.store.path().join(name);
-        if path.is_file() {
-            return vec![path];
-        }
-        let entries = fs::read_dir(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let mut files: Vec<PathBuf> =
-            entries.map(|e| e.expect("an entry").path()).filter(|p| p.is_file()).collect();
-        files.sort();
-        assert!(!files.is_empty(), "{} holds files", path.display());
-        files
-    }
-
-    /// Mounts the damaged store: either refused with one line that names the part, or mounted.
-    fn try_mount(&self, part: &str) -> Option<Mount> {
-        let refusal = match self.store.try_mount("mnt", &[]) {
-            Ok(mount) => return Some(mount),
-            Err(refusal) => refusal,
-        };
-        assert!(!is_mounted(&self.store.home().join("mnt")), "refused and mounted");
-        assert!(matches!(refusal.code, 1 | 12), "{refusal:?}");
-        let line = refusal.one_line();
-        assert!(line.contains(part), "the line names what is damaged, {part}: {line}");
-        None
-    }
-
-    /// Every file is served as it was written, or refused with EIO. How many were refused.
-    fn assert_nothing_wrong_is_served(&self, mount: &Mount, what: &str) -> usize {
-        let mut refused = 0;
-        for root in [mount.path().to_owned(), mount.at("s")] {
-            for (name, content) in &self.files {
-                match fs::read(root.join(name)) {
-                    Ok(bytes) => assert!(bytes == *content, "{what}: wrong bytes of {name} were served"),
-                    Err(e) => {
-                        assert_eq!(e.raw_os_error(), Some(libc::EIO), "{what}: {name}: {e}");
-                        refused += 1;
-                    }
-                }
-            }
-        }
-        refused
-    }
-}
-
-fn flip(file: &Path, at: u64, rng: &mut Rng) {
-    let open = File::options().read(true).write(true).open(file).expect("opening a file of the store");
-    let mut byte = [0];
-    open.read_exact_at(&mut byte, at).expect("reading the byte");
-    byte[0] ^= 1 + rng.below(255) as u8;
-    open.write_all_at(&byte, at).expect("damaging it");
-}
+use super::patient::{Patient, cut, flip, written};
+use crate::harness::{Rng, args, run};
 
 /// Flips one byte of a part, `rounds` times, each in an otherwise sound store. How often it was noticed.
 fn rounds(part: &str, rounds: usize) -> usize {
@@ -153,11 +63,14 @@ fn damage_in_the_journal_is_not_taken_for_its_end_when_the_index_is_rebuilt() {
         }
         // The middle of what was written: more records follow, so this cannot be a torn tail.
         let file = patient.part("journal").remove(0);
-        let bytes = fs::read(&file).expect("the journal");
-        let written = bytes.iter().rposition(|&b| b != 0).expect("it is not empty") as u64;
-        flip(&file, written / 4 + rng.below(written / 2), &mut rng);
-        let damaged = patient.try_mount("journal");
-        assert!(damaged.is_none(), "{} lost records and was mounted all the same", file.display());
+        let end = written(&file);
+        flip(&file, end / 4 + rng.below(end / 2), &mut rng);
+        let damaged = patient.try_mount("journal").expect("what lies before the damage can be shown");
+        let status = damaged.status();
+        assert_eq!(status["read_only"], serde_json::Value::Bool(true), "{status}");
+        assert!(status["problems"].to_string().contains("damaged journal"), "{status}");
+        assert!(patient.present(&damaged) < patient.files.len(), "records behind the damage are not shown");
+        damaged.umount();
         patient.heal();
     }
 }
@@ -183,11 +96,15 @@ fn fsck_finds_damage_and_names_the_file() {
     type Harm<'a> = (&'a str, &'a dyn Fn(&Path, &mut Rng));
     let harms: [Harm; 6] = [
         ("packs", &|file, _| fs::remove_file(file).expect("losing a pack")),
-        ("packs", &|file, _| shorten(file)),
-        ("packs", &|file, rng| flip(file, file.metadata().expect("stat").len() / 2, rng)),
+        ("packs", &|file, _| cut(file, file.metadata().expect("stat").len() / 2)),
+        ("packs", &|file, rng| {
+            flip(file, file.metadata().expect("stat").len() / 2, rng);
+        }),
         ("journal", &|file, _| fs::remove_file(file).expect("losing a segment")),
-        ("journal", &|file, rng| flip(file, 100, rng)),
-        ("keyring", &|file, _| shorten(file)),
+        ("journal", &|file, rng| {
+            flip(file, 100, rng);
+        }),
+        ("keyring", &|file, _| cut(file, file.metadata().expect("stat").len() / 2)),
     ];
     for (i, (part, harm)) in harms.iter().enumerate() {
         // The largest file of that part.
@@ -203,9 +120,4 @@ fn fsck_finds_damage_and_names_the_file() {
         patient.heal();
     }
     patient.store.ok(&args!["fsck", patient.store.path()]);
-}
-
-fn shorten(file: &Path) {
-    let len = file.metadata().expect("stat").len();
-    File::options().write(true).open(file).and_then(|f| f.set_len(len / 2)).expect("shortening");
 }

@@ -25,7 +25,7 @@ pub(super) const TAIL_BYTES: usize = 8 + 4 + 8;
 pub(super) const FOOTER_FIXED_BYTES: usize = 8 + TAIL_BYTES;
 pub(super) const FOOTER_ENTRY_BYTES: usize = 32 + 8 + 4 + 4 + 1 + 3;
 /// The longest footer that a decoder accepts.
-pub(super) const FOOTER_BYTES_MAX: usize = FOOTER_FIXED_BYTES + PACK_CHUNKS_MAX * FOOTER_ENTRY_BYTES;
+pub const FOOTER_BYTES_MAX: usize = FOOTER_FIXED_BYTES + PACK_CHUNKS_MAX * FOOTER_ENTRY_BYTES;
 
 /// What the CRC of every structure of one pack starts from.
 #[derive(Clone, Copy, Debug)]

@@ -22,10 +22,10 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use frame::SealedChunk;
+pub use frame::{FOOTER_BYTES_MAX, SealedChunk};
 pub use reader::PackReader;
 pub use recovery::{Damage, Footer, ScanReport, Trust, scan};
-pub use writer::PackWriter;
+pub use writer::{PackWriter, write_footer_anew};
 
 use crate::types::error::IoContext as _;
 use crate::types::wire::{Decoder, Encoder, WireError};
@@ -48,6 +48,16 @@ pub struct Location {
 }
 
 impl Location {
+    /// Of a chunk whose bytes are lost: it is still counted, reading it fails, and storing the same bytes
+    /// again brings it back.
+    pub const LOST: Location =
+        Location { pack: PackId(u64::MAX), offset: 0, stored_len: 0, raw_len: 0, codec: 0 };
+
+    /// Whether this is [`Location::LOST`].
+    pub fn is_lost(&self) -> bool {
+        *self == Location::LOST
+    }
+
     /// Bytes that the chunk takes in its pack, frame header included.
     pub fn frame_bytes(&self) -> u64 {
         frame::FRAME_HEADER_BYTES as u64 + u64::from(self.stored_len)

@@ -59,6 +59,9 @@ impl PackReader {
     }
 
     fn read_frame(&self, at: &Location, id: &ChunkId) -> Result<SealedChunk> {
+        if at.is_lost() {
+            return Err(Error::corrupt("chunk", id.to_string(), "its bytes are lost"));
+        }
         check_lengths(at.stored_len, at.raw_len).map_err(|e| self.damaged(at, id, &e))?;
         let file = self.file(at.pack)?;
         let mut frame = vec![0; FRAME_HEADER_BYTES + at.stored_len as usize];

@@ -69,6 +69,24 @@ impl Packs {
 }
 
 #[test]
+fn a_footer_that_is_not_usable_is_written_anew() {
+    let packs = Packs::new(Sealer::plain([1; 32]));
+    let writer = packs.writer();
+    let chunks = packs.fill(&writer, 9);
+    writer.finish().unwrap();
+    let (path, whole) = (packs.path(1), std::fs::read(packs.path(1)).unwrap());
+    let mut damaged = whole.clone();
+    let at = damaged.len() - 30;
+    damaged[at] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    let (found, report) = packs.scan(1, 0, Trust::Frames);
+    assert!(matches!(report.footer, Footer::Unusable(_)) && report.damage.is_empty(), "{report:?}");
+    write_footer_anew(&OsDisk, &path, STORE, PackId(1), &found, report.valid_end).unwrap();
+    assert!(std::fs::read(&path).unwrap() == whole);
+    assert_eq!(packs.scan(1, 0, Trust::Footer), (chunks, packs.scan(1, 0, Trust::Footer).1));
+}
+
+#[test]
 fn append_roll_read_and_scan() {
     for sealer in [Sealer::plain([1; 32]), encrypted()] {
         let packs = Packs::new(sealer);

@@ -246,6 +246,25 @@ fn write_footer(pack: &OpenPack) {
     }
 }
 
+/// Writes the footer of a pack that nobody writes to any more, in place of what lies behind its frames.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NoSpace`]; a footer that is not whole is not believed.
+pub fn write_footer_anew(
+    disk: &dyn Disk,
+    path: &Path,
+    store: StoreUuid,
+    pack: PackId,
+    entries: &[(ChunkId, Location)],
+    end: u64,
+) -> Result<()> {
+    let file = disk.open(path, true).at("opening", path)?;
+    let footer = encode_footer(entries, end, Salt::new(store, pack));
+    // Cut first: the end of an old footer behind a shorter new one would be taken for its end.
+    file.set_len(end).and_then(|()| file.sync_data()).at("cutting", path)?;
+    file.write_all_at(&footer, end).and_then(|()| file.sync_data()).at("writing", path)
+}
+
 impl std::fmt::Debug for PackWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PackWriter").field("dir", &self.dir).finish_non_exhaustive()

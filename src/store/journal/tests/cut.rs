@@ -47,3 +47,29 @@ fn nothing_is_removed_by_looking() {
     assert_eq!(all(&journal), records[..3]);
     assert_eq!(all(&open(dir.path(), SEGMENT).0), records);
 }
+
+#[test]
+fn row_16_a_journal_that_ends_before_its_witness_is_damage_for_reading_and_for_writing() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = filled(dir.path());
+    for open in [Journal::open_read_only, Journal::open] {
+        let options = JournalOptions { must_reach: Lsn(21), ..options(SEGMENT) };
+        let (journal, report) = open(Arc::new(OsDisk), dir.path(), STORE, options).unwrap();
+        let Outcome::Damaged(damage) = report.outcome else { panic!("{:?}", report.outcome) };
+        assert_eq!((damage.lsn_expected, damage.proven), (Lsn(21), true));
+        assert!(matches!(journal.append(Term(2), b"new"), Err(Error::ReadOnly(_))));
+        assert_eq!(all(&journal), records);
+    }
+}
+
+#[test]
+fn a_journal_can_be_looked_at_without_its_front() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = filled(dir.path());
+    let options = JournalOptions { ignore_before: Lsn(2), ..options(SEGMENT) };
+    let (journal, report) = Journal::open_read_only(Arc::new(OsDisk), dir.path(), STORE, options).unwrap();
+    assert_eq!(report.outcome, Outcome::Clean);
+    let front = journal.oldest().0 as usize - 1;
+    assert!(front > 0 && front < records.len());
+    assert_eq!(all(&journal), records[front..]);
+}
