@@ -6,7 +6,7 @@
 //! whatever was not fsynced anywhere.
 //!
 //! ```text
-//! page 0          header: magic, version, sizes, the arena's id
+//! page 0          header: magic, version, sizes, the arena's id, the term of the server that uses it
 //! in-flight       1024 × 32 bytes: requests that change something and are not answered yet
 //! moments         1024 × 128 bytes: the view numbers that `@POINT` names were given
 //! descriptors     64 bytes for each page of data
@@ -35,7 +35,7 @@ pub use moments::{Moment, Moments};
 pub use place::{Opened, open, pending};
 pub use slots::{NoRoom, Owner, Recovered, Slot};
 
-use crate::types::{Lsn, Timestamp};
+use crate::types::{Lsn, Term, Timestamp};
 use map::Map;
 use slots::Free;
 
@@ -57,6 +57,8 @@ struct Shape {
 }
 
 impl Shape {
+    /// In the header, behind magic, slabs and id.
+    const TERM: usize = 40;
     const IN_FLIGHT: usize = PAGE_BYTES;
     const MOMENTS: usize = Self::IN_FLIGHT + inflight::BYTES;
     const DESCRIPTORS: usize = Self::MOMENTS + moments::BYTES;
@@ -164,9 +166,21 @@ impl Arena {
         &self.moments
     }
 
-    /// The slots that a server left which ended without committing them, newest first; `last` is the end of
-    /// the journal. Also takes over its in-flight requests and moments. To be called once, before anything
-    /// else.
+    /// The lowest LSN that a note in a slot names, and the term of the server that made the notes. Its record
+    /// may never have been written: then the LSN has gone to a record of a later term.
+    pub fn noted(&self) -> Option<(Lsn, Term)> {
+        let term = self.map.word(Shape::TERM).load(Ordering::Acquire);
+        self.lowest_note().map(|lsn| (lsn, Term(term)))
+    }
+
+    /// From now on records are written under `term`. Only after [`Arena::recover`], which settles older notes.
+    pub fn reign(&self, term: Term) {
+        self.map.word(Shape::TERM).store(term.0, Ordering::Release);
+    }
+
+    /// The slots that a server left which ended without committing them, newest first; `last` is the last
+    /// record that this server can have written. Also takes over its in-flight requests and moments. To be
+    /// called once, before anything else.
     pub fn recover(self: &Arc<Self>, last: Lsn) -> Vec<Recovered> {
         self.in_flight.recover(&self.map);
         self.moments.recover(&self.map);

@@ -196,6 +196,16 @@ impl Arena {
         (0..self.shape.pages()).map(left).sum()
     }
 
+    /// See [`Arena::noted`].
+    pub(super) fn lowest_note(&self) -> Option<Lsn> {
+        let note = |page: usize| {
+            let at = Shape::DESCRIPTORS + page * DESCRIPTOR_BYTES;
+            let word = |word: usize| self.map.word(at + word).load(Ordering::Acquire);
+            Some(word(AFTER_LSN)).filter(|lsn| *lsn != 0 && word(SEQ) != 0)
+        };
+        (0..self.shape.pages()).filter_map(note).min().map(Lsn)
+    }
+
     /// See [`Arena::recover`].
     pub(super) fn recover_slots(self: &Arc<Self>, last: Lsn) -> Vec<Recovered> {
         let mut found = Vec::new();

@@ -70,11 +70,15 @@ fn the_journal_decides_what_a_note_means() {
     slots[2].note(Lsn(50), 107, u64::MAX);
     slots[3].note(Lsn(50), 0, 0);
     slots[3].note(Lsn::ZERO, 0, 0);
+    assert_eq!(arena.noted(), Some((Lsn(50), Term(0))));
+    arena.reign(Term(7));
     killed(arena, slots);
     let whole = b"0123456789".to_vec();
     {
         let arena = reopen(home.path());
+        assert_eq!(arena.noted(), Some((Lsn(50), Term(7))));
         let found = arena.recover(Lsn(49));
+        assert_eq!(arena.noted(), None, "all of them are settled");
         assert_eq!(found.len(), 4, "the record never came");
         assert!(found.iter().all(|r| r.slot.bytes() == whole));
         for r in &found[1..] {

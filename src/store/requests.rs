@@ -2,7 +2,7 @@
 
 use super::model::{Edit, Record, RequestId};
 use super::{Store, record_aad};
-use crate::types::{Error, Lsn, Result};
+use crate::types::{Error, Lsn, Result, Term};
 
 impl Store {
     /// The records behind `after` that carry out a request, with what they did, oldest first.
@@ -28,5 +28,26 @@ impl Store {
             }
         }
         Ok(found)
+    }
+
+    /// The last record at or behind `from`, or the one before it, that no later server than that of `term`
+    /// wrote: terms only grow along the journal.
+    ///
+    /// # Errors
+    /// The journal cannot be read.
+    pub fn last_of(&self, term: Term, from: Lsn) -> Result<Lsn> {
+        let from = from.max(self.journal.oldest());
+        let mut last = Lsn(from.0.saturating_sub(1));
+        if from > self.last() {
+            return Ok(last);
+        }
+        for framed in self.journal.read_from(from)? {
+            let framed = framed?;
+            if framed.term > term {
+                break;
+            }
+            last = framed.lsn;
+        }
+        Ok(last)
     }
 }

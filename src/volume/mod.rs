@@ -131,7 +131,13 @@ impl Volumes {
     /// As [`Volumes::new`].
     pub fn surviving(store: Arc<Store>) -> FsResult<Volumes> {
         let opened = arena::open(store.path(), store.node(), store.config().dirty_bytes_max)?;
-        let left = opened.arena.recover(store.last());
+        // Opening has written a record of its own, perhaps with the LSN of one that was noted and never came.
+        let last = match opened.arena.noted() {
+            Some((lsn, term)) => store.last_of(term, lsn)?,
+            None => store.last(),
+        };
+        let left = opened.arena.recover(last);
+        opened.arena.reign(store.term());
         let volumes = Volumes::over(store, opened.arena, true)?;
         volumes.take_up(left)?;
         if let Some(problem) = opened.problem {

@@ -14,6 +14,7 @@ mod power;
 mod regressions;
 mod run;
 mod stress;
+mod surviving;
 
 use std::path::PathBuf;
 use std::sync::Arc;
