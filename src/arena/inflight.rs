@@ -14,13 +14,19 @@ use crate::types::Lsn;
 
 /// Requests noted at once; more than a mount has threads and queues.
 const ROWS: usize = 1024;
-/// Bytes of a row: request, connection, LSN, servers that left it.
+/// Bytes of a row: request, connection, LSN, servers that left it; of a free one 0, connection, LSN, the
+/// request that had it.
 const ROW_BYTES: usize = 32;
 /// Bytes of the table.
 pub(super) const BYTES: usize = ROWS * ROW_BYTES;
 /// A note that so many servers left is of a request that was answered: its server was killed between the
 /// answer and taking the note away.
 const SERVERS_MAX: u64 = 8;
+/// The kernel counts requests in such steps (`FUSE_REQ_ID_STEP`).
+const NUMBER_STEP: u64 = 2;
+/// Requests on each side of the last noted one: many more than threads could read while one of them was kept
+/// from noting what it had read.
+const NEAR: u64 = 16 * 1024;
 
 /// A request of the kernel's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +42,8 @@ struct Rows {
     inherited: HashMap<Id, u16>,
     /// The lowest LSN in `inherited`, when it was taken over.
     lowest: Option<Lsn>,
+    /// The highest number of each connection that the server before noted.
+    highest: HashMap<u64, u64>,
 }
 
 /// The table's bookkeeping.
@@ -58,7 +66,12 @@ fn place(row: u16) -> usize {
 
 impl InFlight {
     pub(super) fn new() -> InFlight {
-        let rows = Rows { free: (0..ROWS as u16).rev().collect(), inherited: HashMap::new(), lowest: None };
+        let rows = Rows {
+            free: (0..ROWS as u16).rev().collect(),
+            inherited: HashMap::new(),
+            lowest: None,
+            highest: HashMap::new(),
+        };
         InFlight { rows: Mutex::new(rows), overflowed: AtomicBool::new(false) }
     }
 
@@ -93,14 +106,19 @@ impl InFlight {
         for row in (0..ROWS as u16).rev() {
             let word = |n: usize| map.word(place(row) + n);
             let unique = word(0).load(Ordering::Acquire);
+            let connection = word(8).load(Ordering::Acquire);
+            let latest = if unique == 0 { word(24).load(Ordering::Acquire) } else { unique };
+            let highest = rows.highest.entry(connection).or_default();
+            *highest = latest.max(*highest);
             if unique == 0 || word(24).fetch_add(1, Ordering::AcqRel) >= SERVERS_MAX {
+                word(24).store(latest, Ordering::Release);
                 word(0).store(0, Ordering::Release);
                 rows.free.push(row);
                 continue;
             }
             let lsn = Lsn(word(16).load(Ordering::Acquire));
             rows.lowest = Some(rows.lowest.map_or(lsn, |lowest| lowest.min(lsn)));
-            rows.inherited.insert(Id { connection: word(8).load(Ordering::Acquire), unique }, row);
+            rows.inherited.insert(Id { connection, unique }, row);
         }
     }
 
@@ -110,17 +128,29 @@ impl InFlight {
         self.rows.lock().lowest
     }
 
-    /// The requests of a connection that the server before did not answer and that nobody asked for again.
-    pub fn unanswered(&self, connection: u64) -> Vec<u64> {
-        let rows = self.rows.lock();
-        rows.inherited.keys().filter(|id| id.connection == connection).map(|id| id.unique).collect()
+    /// See [`Arena::take_unanswered`].
+    pub(super) fn take_unanswered(&self, map: &Map, connection: u64) -> Vec<u64> {
+        let mut rows = self.rows.lock();
+        let noted: Vec<(Id, u16)> = rows.inherited.extract_if(|id, _| id.connection == connection).collect();
+        for (id, row) in &noted {
+            map.word(place(*row) + 24).store(id.unique, Ordering::Release);
+            map.word(place(*row)).store(0, Ordering::Release);
+        }
+        rows.free.extend(noted.iter().map(|(_, row)| *row));
+        let near = rows.highest.get(&connection).into_iter().flat_map(|last| {
+            let reach = NEAR * NUMBER_STEP;
+            (last.saturating_sub(reach)..=last.saturating_add(reach)).step_by(NUMBER_STEP as usize)
+        });
+        noted.iter().map(|(id, _)| id.unique).chain(near).collect()
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(row) = self.row {
-            self.arena.map.word(place(row)).store(0, Ordering::Release);
+            let word = |n: usize| self.arena.map.word(place(row) + n);
+            word(24).store(word(0).load(Ordering::Relaxed), Ordering::Release);
+            word(0).store(0, Ordering::Release);
             self.arena.in_flight.rows.lock().free.push(row);
         }
     }

@@ -194,6 +194,13 @@ impl Arena {
         InFlight::begin(self, request, repeated, last)
     }
 
+    /// The requests of a connection that the server before may have read and did not answer: those noted, and
+    /// those near the last one that was, since a server can be killed between reading and noting. Whoever asks
+    /// answers them all: the notes are gone.
+    pub fn take_unanswered(&self, connection: u64) -> Vec<u64> {
+        self.in_flight.take_unanswered(&self.map, connection)
+    }
+
     /// Gives a moment of a volume a place that the next server finds; no room is no error.
     pub fn remember(&self, moment: &Moment) {
         self.moments.remember(&self.map, moment);

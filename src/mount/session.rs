@@ -78,15 +78,17 @@ impl Mounted {
         let can_resend = negotiated.can_resend();
         inner.notes_all.store(!can_resend, Ordering::Relaxed);
         let reaper = orphans.start(volume.clone(), File::from(connection.device.try_clone()?))?;
+        if resumed {
+            // Before anything is read: a request of this server must not be taken for one of the last's.
+            take_over(&connection, &volume, can_resend);
+        }
         let session = std::thread::Builder::new().name("rewindfs-mount".into()).spawn(move || {
             let result = session.run();
             ended();
             result
         });
         let session = session.inspect_err(|_| orphans.stop())?;
-        if resumed {
-            take_over(&connection, &volume, can_resend);
-        } else {
+        if !resumed {
             set_readahead(mountpoint, readahead);
         }
         let mounted = Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper };
@@ -129,13 +131,13 @@ fn take_over(connection: &Connection, volume: &Volume, can_resend: bool) {
             Err(e) => tracing::error!(error = %e, "the kernel does not send unanswered requests again"),
         }
     }
-    let unanswered = volume.arena().in_flight().unanswered(connection.id);
-    if !unanswered.is_empty() {
-        tracing::warn!("{} requests that the server before had read fail with EIO", unanswered.len());
+    let mut refused = 0;
+    for unique in volume.arena().take_unanswered(connection.id) {
+        // One that was answered, or was never read, is not known as read.
+        refused += u64::from(refuse(&connection.device, unique, nix::errno::Errno::EIO).is_ok());
     }
-    for unique in unanswered {
-        // One that was answered all the same is not known any more.
-        let _ = refuse(&connection.device, unique, nix::errno::Errno::EIO);
+    if refused > 0 {
+        tracing::warn!("{refused} requests that the server before had read fail with EIO");
     }
 }
 
