@@ -25,7 +25,7 @@ mod slots;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -93,6 +93,8 @@ pub struct Arena {
     used: AtomicU64,
     free: Mutex<Free>,
     freed: Condvar,
+    /// The rest is for the next server.
+    left: AtomicBool,
     in_flight: InFlight,
     moments: Moments,
 }
@@ -126,6 +128,7 @@ impl Arena {
             used: AtomicU64::new(0),
             free: Mutex::new(Free::new(shape.slabs)),
             freed: Condvar::new(),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -176,6 +179,11 @@ impl Arena {
     /// From now on records are written under `term`. Only after [`Arena::recover`], which settles older notes.
     pub fn reign(&self, term: Term) {
         self.map.word(Shape::TERM).store(term.0, Ordering::Release);
+    }
+
+    /// Leaves all slots to the next server: dropping them frees them no more.
+    pub fn leave(&self) {
+        self.left.store(true, Ordering::Release);
     }
 
     /// The slots that a server left which ended without committing them, newest first; `last` is the last

@@ -7,6 +7,7 @@
 //! record is there.
 
 use std::collections::BTreeSet;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -141,8 +142,8 @@ pub struct Slot {
 pub struct Recovered {
     /// Whose bytes they are.
     pub owner: Owner,
-    /// The bytes.
-    pub slot: Slot,
+    /// The bytes. Not freed by what fails before they are taken up.
+    pub slot: ManuallyDrop<Slot>,
     /// Later slots lie over earlier ones.
     pub seq: u64,
 }
@@ -228,7 +229,7 @@ impl Arena {
                 self.map.word(at + SEQ).store(0, Ordering::Release);
                 continue;
             }
-            let slot = Slot { arena: self.clone(), page, big, base, from, to };
+            let slot = ManuallyDrop::new(Slot { arena: self.clone(), page, big, base, from, to });
             // In this order: whoever is killed in between leaves a slot that the next one finds the same.
             slot.word(EXTENT).store(extent(from, to), Ordering::Release);
             slot.word(AFTER_LSN).store(0, Ordering::Release);
@@ -361,6 +362,9 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        if self.arena.left.load(Ordering::Acquire) {
+            return;
+        }
         self.word(SEQ).store(0, Ordering::Release);
         let mut free = self.arena.free.lock();
         free.give(self.page, self.big);

@@ -54,7 +54,7 @@ fn slots_outlive_the_server_newest_first() {
     assert_eq!(found.iter().map(|r| r.owner.kill).collect::<Vec<_>>(), [false, true]);
     assert_eq!(found[0].owner.time, Timestamp { secs: 9, nanos: 7 });
     assert!(!arena.remove(), "it is not empty");
-    drop(found);
+    found.into_iter().for_each(|r| drop(ManuallyDrop::into_inner(r.slot)));
     assert!(arena.remove());
     assert_eq!(looked(), None);
     assert!(!home.path().join("session").exists());
@@ -86,14 +86,14 @@ fn the_journal_decides_what_a_note_means() {
             let (from, to) = keep[(3 - r.owner.ino.0 as usize) - 1];
             r.slot.note(Lsn(50), from, to);
         }
-        let slots = found.into_iter().map(|r| r.slot).collect();
+        let slots = found.into_iter().map(|r| ManuallyDrop::into_inner(r.slot)).collect();
         killed(arena, slots);
     }
     let arena = reopen(home.path());
     let found = arena.recover(Lsn(50));
     let expected = [(3, 100, whole), (2, 107, b"789".to_vec()), (1, 100, b"0123".to_vec())];
     assert_eq!(kept(&found), expected);
-    drop(found);
+    found.into_iter().for_each(|r| drop(ManuallyDrop::into_inner(r.slot)));
     assert!(arena.remove());
 }
 
@@ -131,7 +131,7 @@ fn garbage_in_descriptors_frees_them() {
     let arena = reopen(home.path());
     let found = arena.recover(Lsn(3));
     assert!(found.iter().all(|r| r.slot.len() <= r.slot.capacity()));
-    drop(found);
+    found.into_iter().for_each(|r| drop(ManuallyDrop::into_inner(r.slot)));
     assert_eq!(arena.used(), 0);
     assert!(arena.remove());
 }

@@ -2,6 +2,7 @@
 //! index says. A cell goes away as soon as it holds nothing that the index does not.
 
 use std::collections::HashMap;
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -74,7 +75,7 @@ impl Live {
     /// Takes up bytes that an earlier server left, which lie beneath what is here already. Their time counts
     /// if nothing that was recorded later stated one.
     pub fn take_up(&mut self, recovered: Recovered, committed: Timestamp) {
-        let (owner, slot) = (recovered.owner, recovered.slot);
+        let (owner, slot) = (recovered.owner, ManuallyDrop::into_inner(recovered.slot));
         self.attrs.size = self.attrs.size.max(slot.end());
         if owner.time > committed {
             self.attrs.mtime = self.attrs.mtime.max(owner.time);

@@ -71,7 +71,7 @@ pub struct Shared {
 }
 
 /// The volumes of an open store, with their background work. Dropping it stops the work; call
-/// [`Volumes::close`] first to make everything durable.
+/// [`Volumes::close`] first to make everything durable. What is not committed then stays in the arena.
 pub struct Volumes {
     shared: Arc<Shared>,
     open: Mutex<HashMap<VolumeId, Arc<Volume>>>,
@@ -183,6 +183,7 @@ impl Volumes {
             // Of a file that is gone nothing is left to be written.
             let Some(inode) = view.inode(ino)?.filter(|i| i.item.attrs.kind == FileKind::File) else {
                 lost += len;
+                drop(ManuallyDrop::into_inner(recovered.slot));
                 continue;
             };
             let committed = inode.item.attrs.ctime;
@@ -346,6 +347,13 @@ impl Volumes {
     /// Bytes written by programs and not yet committed.
     pub fn dirty_bytes(&self) -> u64 {
         self.shared.budget.used()
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        // Before the cells go.
+        self.shared.arena.leave();
     }
 }
 

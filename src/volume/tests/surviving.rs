@@ -62,3 +62,25 @@ fn a_record_that_was_noted_and_never_came_takes_nothing_with_it() {
         volumes.close().unwrap();
     }
 }
+
+/// A server that must end though not everything can be committed, as after a failed sync, or that cannot take
+/// up what it found, takes nothing with it.
+#[test]
+fn what_a_server_could_not_commit_is_there_for_the_next() {
+    let mut bench = Bench::new(quiet());
+    bench.drop_all();
+    let (volumes, main) = serve(&bench);
+    let made = main.make(Ino::ROOT, b"f", node(FileKind::File), None).unwrap();
+    main.write(made.ino, 0, &noise(1, 200_000), false).unwrap();
+    drop((main, volumes));
+    // This one finds the disk failing when it looks at what is left.
+    let store = Store::open(&bench.root(), bench.options(), &mut |_, _| {}).unwrap();
+    let opened = arena::open(store.path(), store.node(), 8 << 20).unwrap();
+    assert!(!opened.arena.recover(store.last()).is_empty());
+    drop((opened, store));
+    let (volumes, main) = serve(&bench);
+    assert!(main.read(None, made.ino, 0, 300_000).unwrap() == noise(1, 200_000));
+    drop(main);
+    volumes.close().unwrap();
+    assert!(!arena_path(&volumes).exists(), "nothing is left");
+}
