@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::protocol::{ControlError, Kind, MountRequest};
 use super::registry::MountEntry;
+use super::rights::control_error;
 use crate::mount::Mounted;
-use crate::volume::Volume;
+use crate::volume::{Volume, Volumes};
 
 /// The mounts of a server; without one there are none.
 pub trait Mounts: Send + Sync {
@@ -70,5 +71,17 @@ impl Table {
         let (at, _) = self.mounted.iter().find(|(_, entry)| entry.number == number)?;
         let at = at.clone();
         self.mounted.remove(&at)
+    }
+}
+
+/// Makes everything durable before and after an unmount. After a failed sync nothing can be, and another start,
+/// to which an unmount is the way, is the only remedy; what was not committed waits for it in the arena.
+pub(super) fn make_durable(volumes: &Volumes) -> Result<(), ControlError> {
+    match volumes.sync() {
+        Err(e) if volumes.store().read_only().is_some() => {
+            tracing::error!(error = %e, "unmounting although not everything can be made durable");
+            Ok(())
+        }
+        result => result.map(drop).map_err(|e| control_error("making everything durable", e)),
     }
 }

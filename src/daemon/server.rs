@@ -15,7 +15,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::control::ControlServer;
 use super::handler::Handler;
 use super::holder::{Kept, Link, Start, UnmountError};
-use super::mounts::{Mounts, Number, Table, TableEntry};
+use super::mounts::{Mounts, Number, Table, TableEntry, make_durable};
 use super::offline::open_volumes;
 use super::protocol::{ControlError, MountRequest, Progress};
 use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
@@ -219,7 +219,7 @@ impl Mounts for Server {
                 mountpoint.display()
             )));
         }
-        self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
+        make_durable(&self.volumes)?;
         self.unmount_patiently(mountpoint).map_err(|e| match e.busy {
             true => ControlError::in_use(format!(
                 "{} is in use: files are open in it, or somebody's working directory is there",
@@ -238,7 +238,7 @@ impl Mounts for Server {
         }
         self.publish();
         // What programs wrote through shared mappings came during the unmount.
-        self.volumes.sync().map_err(|e| control_error("making everything durable", e))?;
+        make_durable(&self.volumes)?;
         Ok(self.ends_unused())
     }
 

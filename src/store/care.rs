@@ -12,7 +12,7 @@ use super::Store;
 use super::layout::remove_tree;
 use super::model::Edit;
 use crate::types::error::IoContext;
-use crate::types::{Lsn, Result, Timestamp, VolumeId};
+use crate::types::{Error, Lsn, Result, Timestamp, VolumeId};
 
 /// Time between rounds when there is nothing to do.
 const ROUND: Duration = Duration::from_millis(250);
@@ -26,6 +26,8 @@ const REPLAYED_RECORDS: u64 = 1000;
 const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
 const STEPS_PER_ROUND: usize = 8;
+/// Records between two checkpoints that are made for want of room.
+const RELIEF_RECORDS: u64 = 1000;
 /// Seconds by which the window's floor lags, so that it moves in steps worth a record.
 const WINDOW_STEP_SECS: u64 = 5;
 
@@ -41,6 +43,10 @@ pub(super) struct CareState {
     checkpointing: Mutex<()>,
     checkpoint_at_bytes: AtomicU64,
     paused: AtomicBool,
+    /// The last flush of the index found no room.
+    starving: AtomicBool,
+    /// The last record when a checkpoint was last made for want of room.
+    relieved: AtomicU64,
     failure: Mutex<Option<String>>,
 }
 
@@ -56,8 +62,20 @@ impl CareState {
             // What earlier sessions journaled counts too, or many short ones would never make a checkpoint.
             checkpoint_at_bytes: AtomicU64::new(0),
             paused: AtomicBool::new(false),
+            starving: AtomicBool::new(false),
+            relieved: AtomicU64::new(0),
             failure: Mutex::new(None),
         }
+    }
+
+    /// Notes whether the index finds room to be flushed.
+    pub(super) fn starve(&self, starving: bool) {
+        self.starving.store(starving, Ordering::Relaxed);
+    }
+
+    /// Whether the index's changes pile up in memory for want of room on the disk.
+    pub(super) fn starves(&self) -> bool {
+        self.starving.load(Ordering::Relaxed)
     }
 
     pub(super) fn flushed(&self, applied: Lsn) {
@@ -150,18 +168,26 @@ impl Store {
         }
         self.sync_packs_if_due()?;
         self.sync_if_due()?;
-        self.flush_if_due()?;
-        self.checkpoint_if_due()?;
+        // On a full disk what frees space must go on.
+        unless_full(self.flush_if_due().and_then(|()| self.checkpoint_if_due()))?;
         if self.care.paused.load(Ordering::Relaxed) {
             return Ok(false);
         }
+        let mut busy = unless_full(self.free_some())?.unwrap_or(false);
+        if !self.room.is_full() {
+            busy |= unless_full(self.rebind_pending(settled))?.unwrap_or(0) > 0;
+        }
+        Ok(busy)
+    }
+
+    /// Reaps and forgets.
+    fn free_some(&self) -> Result<bool> {
         let mut busy = self.reap_some()?;
         let volumes: Vec<(VolumeId, bool)> =
             self.index.state().volumes.iter().map(|(id, v)| (*id, v.deleted)).collect();
         for (vol, deleted) in volumes {
             busy |= if deleted { self.sweep_some(vol)? } else { self.forget_some(vol)? };
         }
-        busy |= self.rebind_pending(settled)? > 0;
         Ok(busy)
     }
 
@@ -211,7 +237,7 @@ impl Store {
     fn checkpoint_if_due(&self) -> Result<()> {
         let bytes = self.journal.bytes();
         let base = self.care.checkpoint_at_bytes.load(Ordering::Relaxed);
-        if bytes.saturating_sub(base) < self.config.checkpoint_journal_bytes {
+        if bytes.saturating_sub(base) < self.config.checkpoint_journal_bytes && !self.relief_is_due() {
             return Ok(());
         }
         self.checkpoint()?;
@@ -219,7 +245,22 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a checkpoint now would give back room that is wanted: that of whole journal segments, once
+    /// for as many records as one holds at least.
+    fn relief_is_due(&self) -> bool {
+        let last = self.last().0;
+        let since = last.saturating_sub(self.care.relieved.load(Ordering::Relaxed));
+        let due = since >= RELIEF_RECORDS && self.journal.segments() > 1 && self.room.is_full();
+        if due {
+            self.care.relieved.store(last, Ordering::Relaxed);
+        }
+        due
+    }
+
     /// Makes a checkpoint of the index and lets go of what only older ones needed.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]: the checkpoints are as before.
     pub fn checkpoint(&self) -> Result<()> {
         let _one = self.care.checkpointing.lock();
         let at = self.flush_index()?;
@@ -227,9 +268,12 @@ impl Store {
         if !path.exists() {
             let making = self.layout.checkpoints.join("making");
             remove_tree(&making)?;
-            self.index.checkpoint(&making)?;
+            let made = self.index.checkpoint(&making);
+            self.room.noticed(made).inspect_err(|_| drop(remove_tree(&making)))?;
             std::fs::rename(&making, &path).at("renaming", &path)?;
-            self.disk.sync_dir(&self.layout.checkpoints).at("syncing", &self.layout.checkpoints)?;
+            // Records are let go of because it is there: a name that may be lost is as bad as a lost record.
+            let synced = self.disk.sync_dir(&self.layout.checkpoints);
+            synced.at("syncing", &self.layout.checkpoints).map_err(|e| self.poisoned(&e))?;
         }
         let kept = self.layout.checkpoints_made();
         for (_, old) in kept.iter().skip(CHECKPOINTS_KEPT) {
@@ -277,5 +321,13 @@ impl Store {
         let floor = self.index.lsn_at(from)?;
         let current = self.index.state().volumes.get(&vol).map_or(Lsn::MAX, |v| v.floor);
         Ok((floor > current && self.index.window_moves(vol, floor)?).then_some(floor))
+    }
+}
+
+/// What was done, unless there was no room to: then the disk is full, which `status` says.
+fn unless_full<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Err(Error::NoSpace(_)) => Ok(None),
+        result => result.map(Some),
     }
 }

@@ -43,6 +43,8 @@ pub struct Config {
     pub scrub_bytes_per_second: u64,
     /// Bytes the kernel reads ahead of a sequential reader.
     pub readahead_bytes: u64,
+    /// Bytes of the disk that are kept back for deleting; at most a sixteenth of the filesystem, 0: none.
+    pub reserve_bytes: u64,
 }
 
 impl Default for Config {
@@ -62,6 +64,7 @@ impl Default for Config {
             zstd_level: 1,
             scrub_bytes_per_second: 64 * MIB,
             readahead_bytes: MIB,
+            reserve_bytes: 64 * MIB,
         }
     }
 }
@@ -115,7 +118,8 @@ impl Config {
         within("fuse_threads", u64::from(self.fuse_threads), 0, 256)?;
         within("zstd_level", u64::try_from(self.zstd_level).unwrap_or(0), 1, 19)?;
         within("scrub_bytes_per_second", self.scrub_bytes_per_second, 0, 1 << 40)?;
-        within("readahead_bytes", self.readahead_bytes, 4096, 1 << 30)
+        within("readahead_bytes", self.readahead_bytes, 4096, 1 << 30)?;
+        within("reserve_bytes", self.reserve_bytes, 0, 1 << 40)
     }
 
     /// [`Config::commit_interval_ms`] as a duration.

@@ -41,6 +41,8 @@ pub struct Layout {
     pub checkpoints: PathBuf,
     /// The index's files as a scrub reads them; of the process that has the store open only.
     pub checkpoint_scrubbed: PathBuf,
+    /// Room kept back for deleting on a full disk.
+    pub reserve: PathBuf,
 }
 
 impl Layout {
@@ -60,6 +62,7 @@ impl Layout {
             index_scratch: at("index.scratch"),
             checkpoints: at("checkpoints"),
             checkpoint_scrubbed: at("checkpoints").join("scrubbing"),
+            reserve: at("reserve"),
             root: root.to_owned(),
         }
     }

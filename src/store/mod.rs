@@ -10,6 +10,7 @@ mod affected;
 pub mod care;
 pub mod check;
 pub mod chunks;
+mod commit;
 pub mod config;
 mod create;
 pub mod index;
@@ -25,6 +26,7 @@ mod rebind;
 pub mod repair;
 mod replay;
 mod requests;
+mod room;
 pub mod scrub;
 
 use std::path::{Path, PathBuf};
@@ -36,16 +38,15 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::types::error::IoContext;
-use crate::types::limits::{RECORD_BYTES_MAX, RECORD_EDITS_MAX};
 use crate::types::wire::Encoder;
 use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, Result, StoreUuid, Term, VolumeId};
 use chunks::ChunkStore;
 use config::Config;
-use index::apply::Place;
 use index::{Index, View};
 use journal::Journal;
 use keys::Sealer;
-use model::{Edit, Record, RequestId};
+use model::Edit;
+use room::Room;
 
 pub use affected::{Affected, FilePlace, When};
 pub use create::{CreateOptions, Created, create};
@@ -55,6 +56,9 @@ pub use open::{FileBytes, OpenMode, OpenOptions, Progress};
 
 /// What opening found that an operator should know.
 pub type Problems = Vec<String>;
+
+/// Room that a flush of the index takes beside the changes themselves: manifest, options, logs.
+const FLUSH_SPARE_BYTES: u64 = 1 << 20;
 
 /// An open store. Closing it (dropping the last handle) releases its lock.
 pub struct Store {
@@ -69,6 +73,7 @@ pub struct Store {
     chunks: ChunkStore,
     clock: Arc<dyn Clock>,
     disk: Arc<dyn Disk>,
+    room: Arc<Room>,
     /// Why nothing may be committed, if so.
     read_only: Option<String>,
     /// What was found damaged on the disk when it was opened, and is so still.
@@ -81,6 +86,8 @@ pub struct Store {
     poison: OnceLock<String>,
     /// The last record that is durable together with the chunks it names. The journal's own mark may be ahead.
     durable: AtomicU64,
+    /// The last record that was applied: a later one in the journal may still be taken back.
+    settled: AtomicU64,
     /// The append lock: one record at a time is appended and applied, in the same order. Lock order: after
     /// every lock of the layers above, before the journal's and the index's own.
     commit: Mutex<Committed>,
@@ -102,65 +109,6 @@ fn record_aad(lsn: Lsn, term: Term) -> Vec<u8> {
 }
 
 impl Store {
-    /// Journals the edits as one record and applies it. When this returns, every view shows it and a
-    /// process kill loses nothing of it; a power cut may, until [`Store::sync`].
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`] and [`Error::Invalid`] leave everything as it was; [`Error::Poisoned`] and
-    /// [`Error::ReadOnly`] as well.
-    pub fn commit(&self, edits: Vec<Edit>, request: Option<RequestId>) -> Result<Lsn> {
-        self.commit_noted(edits, request, &|_| {})
-    }
-
-    /// As [`Store::commit`]. `note` is called with the record's LSN before it is appended, and with
-    /// [`Lsn::ZERO`] if it then was not: whoever finds the note after a crash asks the journal whether it
-    /// reaches that far. Both under the append lock.
-    ///
-    /// # Errors
-    /// As [`Store::commit`].
-    pub fn commit_noted(
-        &self,
-        edits: Vec<Edit>,
-        request: Option<RequestId>,
-        note: &dyn Fn(Lsn),
-    ) -> Result<Lsn> {
-        let record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
-        if record.edits.len() > RECORD_EDITS_MAX {
-            return Err(Error::Invalid(format!(
-                "{} changes are too many for one record",
-                record.edits.len()
-            )));
-        }
-        let plain = record.encode();
-        #[cfg(test)]
-        assert_eq!(Record::decode(&plain).as_ref(), Ok(&record), "a record that recovery could not read");
-        if plain.len() > RECORD_BYTES_MAX {
-            return Err(Error::Invalid(format!(
-                "a change of {} bytes is too large for one record",
-                plain.len()
-            )));
-        }
-        let committed = self.commit.lock();
-        self.check_writable()?;
-        let lsn = self.journal.next_lsn();
-        let sealed = self
-            .sealer
-            .seal(&record_aad(lsn, committed.term), &plain)
-            .map_err(|e| Error::Invalid(e.to_string()))?;
-        note(lsn);
-        let appended = self.journal.append(committed.term, &sealed).inspect_err(|_| note(Lsn::ZERO))?;
-        let place = Place {
-            lsn: appended.lsn,
-            term: committed.term,
-            chain: appended.chain.0,
-            packed: self.chunks.low_mark(),
-        };
-        if let Err(e) = self.index.apply(place, &record, &self.chunks) {
-            return Err(self.poisoned(&e));
-        }
-        Ok(appended.lsn)
-    }
-
     /// Stops all further changes: what is in memory may no longer be what is on disk.
     fn poisoned(&self, cause: &Error) -> Error {
         let reason = self.poison.get_or_init(|| cause.to_string()).clone();
@@ -192,7 +140,7 @@ impl Store {
         }
         // The journal's sync may cover records that came later than this, and whose chunks the packs' sync
         // just missed: they are durable only when somebody asks for them.
-        let covered = self.journal.last().0;
+        let covered = self.settled();
         self.chunks.sync().map_err(|e| self.poisoned(&e))?;
         let journaled = self.journal.sync(upto).map_err(|e| self.poisoned(&e))?;
         self.durable.fetch_max(journaled.min(covered).0, Ordering::AcqRel);
@@ -201,7 +149,19 @@ impl Store {
 
     /// Makes everything committed so far durable.
     pub fn sync_all(&self) -> Result<Lsn> {
-        self.sync(self.journal.last().0)
+        self.sync(self.settled())
+    }
+
+    fn settled(&self) -> Lsn {
+        Lsn(self.settled.load(Ordering::Acquire))
+    }
+
+    /// Whether more data may be taken from programs.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] while the disk is full.
+    pub fn admit_data(&self) -> Result<()> {
+        self.room.admit_data()
     }
 
     /// The tree of a volume as it is, or as it was at `at` (which the caller has resolved).
@@ -261,7 +221,7 @@ impl Store {
 
     /// The last record committed.
     pub fn last(&self) -> Lsn {
-        self.journal.last().0
+        self.settled()
     }
 
     /// The last record known to be on the disk.
@@ -291,6 +251,7 @@ impl Store {
         if let Some(reason) = &trouble {
             problems.push(format!("the store is read-only: {reason}"));
         }
+        problems.extend(self.room.problem());
         let others = self.damage.iter().filter(|d| trouble.as_ref() != Some(&d.text));
         problems.extend(others.map(|d| d.text.clone()));
         if self.sealer.is_encrypted() && !self.recovery_exported.load(Ordering::Relaxed) {
@@ -326,18 +287,35 @@ impl Store {
 
     /// Writes the index to disk: the journal is synced first, so that the index is never ahead of it.
     /// Returns the record up to which it is on disk.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]: nothing is lost, it can be tried again.
     pub fn flush_index(&self) -> Result<Lsn> {
+        // RocksDB stops when it runs out of room in the middle: it is not even asked without.
+        let unwritten = self.index.unwritten_bytes();
+        let needed = unwritten.saturating_add(FLUSH_SPARE_BYTES);
+        let urgent = unwritten > self.unwritten_bytes_max();
+        let room = if urgent { self.room.make(needed) } else { self.room.spare(needed) };
+        room.inspect_err(|_| self.care.starve(true))?;
         // Most of the sync happens before the lock, so that writers wait only for the rest.
         self.sync_all()?;
         let applied = {
             let _committed = self.commit.lock();
             self.sync_all()?;
-            self.index.begin_flush().map_err(|e| self.poisoned(&e))?;
+            self.index.begin_flush().map_err(|e| self.flush_failed(e))?;
             self.index.state().applied
         };
-        self.index.end_flush().map_err(|e| self.poisoned(&e))?;
+        self.index.end_flush().map_err(|e| self.flush_failed(e))?;
+        self.care.starve(false);
         self.care.flushed(applied);
         Ok(applied)
+    }
+
+    fn flush_failed(&self, cause: Error) -> Error {
+        match cause {
+            Error::NoSpace(_) => self.no_room_for_index(cause),
+            _ => self.poisoned(&cause),
+        }
     }
 
     /// Makes everything durable and writes the index; what a clean stop does last.
@@ -349,8 +327,12 @@ impl Store {
         self.sync_all()?;
         // A record that says what was durable before it: without one, rot in the last records would look
         // like a tail that a power cut tore.
-        self.commit(vec![Edit::Term], None)?;
-        self.flush_index()?;
+        let last = self.commit(vec![Edit::Term], None)?;
+        match self.flush_index() {
+            // The next opening replays what is only in the journal then.
+            Err(Error::NoSpace(_)) => drop(self.sync(last)?),
+            flushed => drop(flushed?),
+        }
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "store closed");
         Ok(())
     }

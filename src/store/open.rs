@@ -17,9 +17,13 @@ use super::last_scrub::Memory;
 use super::layout::{Layout, identify, node_of, remove_tree};
 use super::model::Edit;
 use super::opener::{Base, Opener};
+use super::room::Room;
 use super::{Committed, Problems, Store};
 use crate::types::error::IoContext;
 use crate::types::{Clock, Disk, Error, OsDisk, Result, StoreUuid, SystemClock, Term};
+
+/// Room without which opening does not even try: RocksDB's logs and manifest, a journal segment.
+const OPENING_BYTES: u64 = 4 << 20;
 
 pub use super::opener::{FileBytes, Progress};
 
@@ -144,12 +148,19 @@ impl Store {
             None => Config::load(&*options.disk, &layout.config)?,
         };
         let wants_writes = options.mode == OpenMode::ReadWrite;
+        let wanted = wants_writes.then_some(config.reserve_bytes);
+        let room = Arc::new(Room::open(options.disk.clone(), &layout.root, &layout.reserve, wanted)?);
+        if wants_writes && room.take() {
+            // Where this does not help, whatever finds no room says so.
+            let _ = room.make(OPENING_BYTES);
+        }
         let opener = Opener {
             layout: &layout,
             id,
             sealer: &sealer,
             config: &config,
             disk: &options.disk,
+            room: &room,
             file_bytes: options.file_bytes,
             wants_writes,
             give_up_chunks: options.give_up_chunks,
@@ -160,6 +171,7 @@ impl Store {
         let read_only = blocking.or_else(|| (!writable).then(|| "it was opened for reading only".to_owned()));
         let term = index.state().term;
         let (durable, applied) = (journal.durable(), index.state().applied);
+        let settled = AtomicU64::new(journal.last().0.0);
         let store = Arc::new(Store {
             care: CareState::new(index.opened_at(), applied),
             scrubbed: Memory::load(&OsDisk, &layout.scrub, &sealer),
@@ -174,12 +186,14 @@ impl Store {
             chunks,
             clock: options.clock,
             disk: options.disk,
+            room,
             read_only,
             damage,
             notes,
             wants_writes,
             poison: OnceLock::new(),
             durable: AtomicU64::new(durable.0),
+            settled,
             commit: Mutex::new(Committed { term }),
             opening_problems: Mutex::new(problems),
             _lock: lock,
@@ -188,6 +202,7 @@ impl Store {
             // What a killed scrub left keeps the space of old tables.
             remove_tree(&store.layout.checkpoint_scrubbed)?;
             store.begin_reign(Term(term.0 + 1))?;
+            store.room.take();
         }
         Ok(store)
     }

@@ -17,8 +17,8 @@ use super::keys::Sealer;
 use super::layout::{Layout, remove_tree};
 use super::problem::{Part, Problem};
 use super::replay::{Replay, Replayed};
-use crate::types::error::IoContext;
-use crate::types::{Disk, Error, Lsn, PackId, Result, StoreUuid, limits};
+use super::room::Room;
+use crate::types::{Disk, Error, Lsn, Result, StoreUuid, limits};
 
 pub use super::replay::Progress;
 
@@ -54,6 +54,7 @@ pub(super) struct Opener<'a> {
     pub(super) sealer: &'a Arc<Sealer>,
     pub(super) config: &'a Config,
     pub(super) disk: &'a Arc<dyn Disk>,
+    pub(super) room: &'a Arc<Room>,
     pub(super) file_bytes: FileBytes,
     pub(super) wants_writes: bool,
     pub(super) give_up_chunks: bool,
@@ -119,8 +120,8 @@ impl Opener<'_> {
         let damaged = !damage.is_empty();
         let writable = self.wants_writes && !damaged;
         let (disk, packs) = (self.disk.clone(), &self.layout.packs);
-        let pack_bytes = writable.then_some(self.file_bytes.pack);
-        let chunks = ChunkStore::open(disk, packs, self.id, self.sealer.clone(), self.config, pack_bytes)?;
+        let writing = writable.then(|| (self.file_bytes.pack, self.room.clone()));
+        let chunks = ChunkStore::open(disk, packs, self.id, self.sealer.clone(), self.config, writing)?;
         if first.is_ok() && damaged && applied < witness {
             // Behind the damage the journal cannot bring it up.
             first = Err(format!("it is at record {applied}, behind the checkpoint at {witness}"));
@@ -152,12 +153,20 @@ impl Opener<'_> {
         Ok(match present.then(|| self.open_index(&self.layout.index)) {
             None => Err(MISSING.to_owned()),
             Some(Ok(index)) => Ok(index),
-            // A full disk is no reason to throw an index away.
+            // A full disk is no reason to throw an index away, and one that fails now may not the next time.
             Some(Err(e)) if is_full(&e) => {
                 return Err(Error::NoSpace(self.layout.index.display().to_string()));
             }
+            Some(Err(e)) if is_unreadable(&e) => return Err(self.unreadable(&e)),
             Some(Err(e)) => Err(e.to_string()),
         })
+    }
+
+    fn unreadable(&self, e: &Error) -> Error {
+        let index = self.layout.index.display();
+        Error::Index(format!(
+            "{index} cannot be read ({e}); nothing was changed; if the disk works again, removing {index} has it rebuilt"
+        ))
     }
 
     /// Says that an index was rebuilt: for good, or beside the one that does not hold.
@@ -167,17 +176,6 @@ impl Opener<'_> {
         }
         let place = self.layout.index.display();
         format!("damaged index in {place}: {why}; what is shown was rebuilt from {from}")
-    }
-
-    /// Makes durable what an earlier process appended to packs and did not sync: opening the journal did so
-    /// with the records, and from then on they count as durable.
-    fn sync_packs(&self, from: PackId) -> Result<()> {
-        let packs = &self.layout.packs;
-        for id in pack::list(&**self.disk, packs)?.into_iter().filter(|id| *id >= from) {
-            let path = pack::pack_path(packs, id);
-            self.disk.open(&path, true).and_then(|file| file.sync_data()).at("syncing", &path)?;
-        }
-        self.disk.sync_dir(packs).at("syncing", packs)
     }
 
     /// Whether replay can go on from the index: it is not ahead of the journal, the records behind it are
@@ -281,7 +279,8 @@ impl Search<'_> {
         let opener = self.opener;
         opener.fits(self.journal, &index, self.damaged)?;
         if self.writable {
-            opener.sync_packs(index.state().packed.0)?;
+            // Opening the journal made the records durable, and from then on they count as that.
+            pack::make_durable(&**opener.disk, &opener.layout.packs, index.state().packed.0)?;
         }
         let replay = Replay {
             disk: &**opener.disk,
@@ -316,7 +315,7 @@ impl Search<'_> {
 /// Whether another index may do better.
 fn blames_index(e: &Error) -> bool {
     match e {
-        Error::Index(_) => !is_full(e),
+        Error::Index(_) => !is_full(e) && !is_unreadable(e),
         Error::Corrupt { what, .. } => what.starts_with("index") || *what == "chunk count",
         _ => false,
     }
@@ -324,6 +323,11 @@ fn blames_index(e: &Error) -> bool {
 
 fn is_full(e: &Error) -> bool {
     matches!(e, Error::NoSpace(_)) || e.to_string().contains("No space left")
+}
+
+/// Whether the disk failed, which says nothing of what lies on it.
+fn is_unreadable(e: &Error) -> bool {
+    e.to_string().contains("Input/output error")
 }
 
 /// What is wrong with the journal, if something is.

@@ -60,6 +60,24 @@ pub trait Disk: Send + Sync {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Makes a directory, mode 0700; an existing one is fine.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// How large the filesystem of `dir` is and what of it is free. A disk that cannot tell has room for all.
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
+        Ok(Space { total: u64::MAX, free: u64::MAX })
+    }
+    /// Makes a file of `len` bytes, mode 0600, for which room is taken on the disk; an existing one gets what
+    /// it lacks. Nothing is written to it.
+    fn set_aside(&self, _path: &Path, _len: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The size of a filesystem.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// All of it, in bytes.
+    pub total: u64,
+    /// What a process without privileges may still write, in bytes.
+    pub free: u64,
 }
 
 /// The operating system's filesystem.
@@ -126,6 +144,23 @@ impl Disk for OsDisk {
             r => r,
         }
     }
+
+    fn space(&self, dir: &Path) -> io::Result<Space> {
+        let found = nix::sys::statvfs::statvfs(dir)?;
+        let unit = found.fragment_size();
+        Ok(Space {
+            total: found.blocks().saturating_mul(unit),
+            free: found.blocks_available().saturating_mul(unit),
+        })
+    }
+
+    fn set_aside(&self, path: &Path, len: u64) -> io::Result<()> {
+        use nix::fcntl::{FallocateFlags, fallocate};
+        let len = i64::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        Ok(fallocate(&file, FallocateFlags::empty(), 0, len)?)
+    }
 }
 
 /// Writes a small file so that after a crash either the old or the new content is there: a temporary
@@ -142,9 +177,9 @@ pub fn replace_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> io::Result<
         _ => {}
     }
     let file = disk.create(&temporary)?;
-    file.write_all_at(content, 0)?;
-    file.sync_data()?;
-    disk.rename(&temporary, path)?;
+    let written = file.write_all_at(content, 0).and_then(|()| file.sync_data());
+    // On a full disk the half of a file is the last thing that should stay.
+    written.and_then(|()| disk.rename(&temporary, path)).inspect_err(|_| drop(disk.remove(&temporary)))?;
     disk.sync_dir(dir)
 }
 

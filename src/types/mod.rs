@@ -10,6 +10,6 @@ pub mod point;
 pub mod wire;
 
 pub use clock::{Clock, SystemClock, Timestamp};
-pub use disk::{Disk, DiskFile, OsDisk};
+pub use disk::{Disk, DiskFile, OsDisk, Space};
 pub use error::{Error, Result};
 pub use ids::{ChunkId, Ino, Lsn, NodeUuid, PackId, StoreUuid, Term, VolumeId};

@@ -90,10 +90,19 @@ impl Budget {
         }
     }
 
-    /// Tells whether committing works.
-    pub(super) fn set_failing(&self, reason: Option<String>) {
-        self.state.lock().failing = reason;
-        self.arena.wake();
+    /// Tells whether committing works, and why not; what was said before.
+    pub(super) fn set_failing(&self, reason: Option<String>) -> Option<String> {
+        let failing = reason.is_some();
+        let before = std::mem::replace(&mut self.state.lock().failing, reason);
+        if failing {
+            self.arena.wake();
+        }
+        before
+    }
+
+    /// Whether committing did not work when it was last tried.
+    pub(super) fn is_failing(&self) -> bool {
+        self.state.lock().failing.is_some()
     }
 
     /// Bytes of the slots in use.

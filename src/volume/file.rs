@@ -84,6 +84,7 @@ impl Volume {
     /// [`FsError::TooLarge`], [`FsError::NotFound`], no space.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_privileges: bool) -> FsResult<()> {
         self.check_writable()?;
+        self.shared.store.admit_data()?;
         if data.is_empty() {
             return Ok(());
         }

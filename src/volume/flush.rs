@@ -305,6 +305,12 @@ fn run(shared: &Weak<Shared>, wake: &Wake, pool: &Pool) {
 
 /// Flushes what is due, several files at once.
 fn flush_due(shared: &Arc<Shared>, pool: &Pool) {
+    // Sealing for a disk that is known to be full would only take time; what was said of it stands.
+    if shared.budget.is_failing() && shared.store.admit_data().is_err() {
+        return;
+    }
+    // A writer that waits for room learns from this round whether there will be any, not from one before.
+    let failed_before = shared.budget.set_failing(None);
     let config = shared.store.config();
     let (interval, run_bytes) = (config.commit_interval(), config.seal_run_bytes);
     let pressing = shared.budget.is_pressing();
@@ -337,11 +343,13 @@ fn flush_due(shared: &Arc<Shared>, pool: &Pool) {
         owned.cells.give_back(vol, cell);
         result
     });
-    let failure = results.into_iter().find_map(Result::err);
-    if let Some(e) = &failure {
-        tracing::warn!(error = %e, "written data cannot be committed yet");
+    let failure = results.into_iter().find_map(Result::err).map(|e| e.to_string());
+    if let Some(reason) = &failure
+        && failed_before.as_ref() != Some(reason)
+    {
+        tracing::warn!(error = %reason, "written data cannot be committed yet");
     }
-    shared.budget.set_failing(failure.map(|e| e.to_string()));
+    shared.budget.set_failing(failure);
 }
 
 impl Volume {

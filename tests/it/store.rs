@@ -3,6 +3,8 @@
 mod campaign;
 mod codes;
 mod damage;
+mod failing;
+mod full;
 mod keys;
 mod patient;
 mod recovery;

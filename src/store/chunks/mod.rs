@@ -19,6 +19,7 @@ use super::config::Config;
 use super::index::Index;
 use super::index::Locate;
 use super::keys::Sealer;
+use super::room::{Room, Use};
 use crate::types::error::IoContext;
 use crate::types::{ChunkId, Disk, Error, PackId, Result, StoreUuid};
 use chunker::Chunker;
@@ -55,7 +56,8 @@ pub struct ChunkCounters {
 
 struct Inner {
     sealer: Arc<Sealer>,
-    writer: Option<PackWriter>,
+    /// `None` when nothing can be stored.
+    writer: Option<(PackWriter, Arc<Room>)>,
     reader: PackReader,
     level: i32,
     fresh: Fresh,
@@ -101,20 +103,20 @@ thread_local! {
 }
 
 impl ChunkStore {
-    /// Opens the packs in `dir`, which get `pack_bytes` long; without it nothing can be stored.
-    pub fn open(
+    /// Opens the packs in `dir`, which get so long; without `writing` nothing can be stored.
+    pub(super) fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
         store: StoreUuid,
         sealer: Arc<Sealer>,
         config: &Config,
-        pack_bytes: Option<u64>,
+        writing: Option<(u64, Arc<Room>)>,
     ) -> Result<ChunkStore> {
-        let open = |bytes| {
+        let open = |(pack_bytes, room)| {
             let writer = PackWriter::open(disk.clone(), dir, store, PackId(0))?;
-            Ok::<_, Error>(writer.with_pack_bytes(bytes))
+            Ok::<_, Error>((writer.with_pack_bytes(pack_bytes), room))
         };
-        let writer = pack_bytes.map(open).transpose()?;
+        let writer = writing.map(open).transpose()?;
         let inner = Inner {
             writer,
             reader: PackReader::new(disk, dir, store, sealer.clone()),
@@ -197,18 +199,18 @@ impl ChunkStore {
 
     /// Makes everything stored so far durable.
     pub fn sync(&self) -> Result<()> {
-        self.inner.writer.as_ref().map_or(Ok(()), PackWriter::sync)
+        self.inner.writer.as_ref().map_or(Ok(()), |(writer, _)| writer.sync())
     }
 
     /// The lowest place at which a chunk may lie that a record committed from now on names.
     pub fn low_mark(&self) -> (PackId, u64) {
-        let end = self.inner.writer.as_ref().map_or((PackId(0), 0), PackWriter::position);
+        let end = self.inner.writer.as_ref().map_or((PackId(0), 0), |(writer, _)| writer.position());
         self.inner.fresh.low_mark(end)
     }
 
     /// Where the packs end: whatever a record names that was applied before this call lies below.
     pub fn end(&self) -> (PackId, u64) {
-        self.inner.writer.as_ref().map_or((PackId(u64::MAX), 0), PackWriter::position)
+        self.inner.writer.as_ref().map_or((PackId(u64::MAX), 0), |(writer, _)| writer.position())
     }
 
     /// Adds a chunk found in a pack by recovery.
@@ -244,15 +246,16 @@ impl Inner {
             self.counters.duplicate_bytes.fetch_add(len, Ordering::Relaxed);
             return Ok((id, pinned));
         }
-        let writer =
+        let (writer, room) =
             self.writer.as_ref().ok_or_else(|| Error::ReadOnly("it was opened for reading".into()))?;
+        room.admit(Use::Grows)?;
         let sealed = SCRATCH.with_borrow_mut(|scratch| {
             SealedChunk::seal(&self.sealer, self.level, id, plain, scratch)
                 .map_err(|e| Error::Invalid(e.to_string()))
         })?;
         let place = writer.position();
         self.fresh.begin(place);
-        let appended = writer.append(sealed);
+        let appended = room.noticed(writer.append(sealed));
         self.fresh.end(place, appended.as_ref().ok().map(|location| (id, *location)));
         self.counters.packed_bytes.fetch_add(appended?.frame_bytes(), Ordering::Relaxed);
         Ok((id, true))

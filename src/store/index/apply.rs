@@ -27,8 +27,8 @@ impl Index {
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the record does not follow the last one applied or names what cannot be;
-    /// [`Error::Index`] from RocksDB. After an error the in-memory state is not to be trusted: the caller
-    /// poisons the store and reopens.
+    /// [`Error::Index`] and [`Error::NoSpace`] from RocksDB. After an error nothing was applied, but the state
+    /// in memory is not to be trusted: the caller has it read anew ([`Index::reload`]).
     pub fn apply(&self, place: Place, record: &Record, locate: &dyn Locate) -> Result<()> {
         let mut state = self.state.write();
         if place.lsn != state.applied.next() {

@@ -15,11 +15,12 @@ pub mod view;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions,
+    WriteBatch, WriteOptions,
 };
 
 use crate::store::keys::Sealer;
@@ -41,6 +42,17 @@ const FAMILIES: [&str; 4] = ["default", HEADS, HISTORY, CHUNKS];
 const CHECKPOINT_CACHE_BYTES: usize = 8 << 20;
 /// How often a waiting flush is looked at.
 const FLUSH_POLL: std::time::Duration = std::time::Duration::from_millis(1);
+/// Looks between two questions whether RocksDB still writes at all.
+const FLUSH_POLLS_PER_PROBE: u32 = 100;
+/// A memory table that grows beyond this is flushed by RocksDB itself, which must never happen: much larger
+/// than what `Store` lets them grow to.
+const MEMTABLE_BYTES_MAX: &str = "4294967296";
+/// Free space at which RocksDB tries again what found none: it takes the size that the tables are opened with.
+pub(super) const RESUME_FREE_BYTES: usize = 4 << 20;
+/// What an entry takes in a table beside its key and value.
+const ENTRY_BYTES: u64 = 32;
+/// More tables in level 0 than there ever are, and so no limit.
+const LEVEL_0_FILES_MAX: i32 = 1 << 20;
 
 /// Sizes of RocksDB's memory; see `store::config`.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +81,12 @@ pub struct Index {
     cache: Cache,
     /// Lock order: taken last; held while a batch is written, so that rows and versions change together.
     state: RwLock<State>,
+    /// RocksDB refused a write or a flush and has not been seen to take one since.
+    stopped: AtomicBool,
+    /// Its count of failures in the background when the last flush began.
+    failures: AtomicU64,
+    /// Bytes of the batches written since the last flush began, and of those that flush is to write.
+    unwritten: [AtomicU64; 2],
     /// The record up to which it was on disk when it was opened.
     opened_at: Lsn,
     /// Costs so far.
@@ -76,7 +94,20 @@ pub struct Index {
 }
 
 fn index_error(e: impl std::fmt::Display) -> Error {
-    Error::Index(e.to_string())
+    let text = e.to_string();
+    // RocksDB's error has a kind, but not this one: only its words tell.
+    if text.contains("No space left on device") {
+        Error::NoSpace("the index".into())
+    } else {
+        Error::Index(text)
+    }
+}
+
+/// Writes past RocksDB's own log: the journal is that.
+fn write_options() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
 }
 
 fn damaged(key: &[u8], e: impl std::fmt::Display) -> Error {
@@ -113,7 +144,13 @@ fn family_options(cache: &Cache) -> Options {
     table.set_format_version(5);
     let mut o = Options::default();
     o.set_block_based_table_factory(&table);
-    o.set_write_buffer_size(1 << 30);
+    o.set_write_buffer_size(RESUME_FREE_BYTES);
+    // On a full disk compaction fails while flushes go on: writers must not be made to wait for it, they
+    // would wait under the append lock.
+    o.set_level_zero_slowdown_writes_trigger(LEVEL_0_FILES_MAX);
+    o.set_level_zero_stop_writes_trigger(LEVEL_0_FILES_MAX);
+    o.set_soft_pending_compaction_bytes_limit(0);
+    o.set_hard_pending_compaction_bytes_limit(0);
     o.set_arena_block_size(1 << 20);
     o.set_max_write_buffer_number(8);
     o.set_min_write_buffer_number_to_merge(1);
@@ -156,13 +193,26 @@ impl Index {
             digest_key,
             cache,
             state: RwLock::new(State::default()),
+            stopped: AtomicBool::new(false),
+            failures: AtomicU64::new(0),
+            unwritten: Default::default(),
             opened_at: Lsn::ZERO,
             counters: Counters::default(),
         };
-        let state = index.load_state()?;
-        index.opened_at = state.applied;
-        *index.state.write() = state;
+        for family in FAMILIES {
+            let larger = [("write_buffer_size", MEMTABLE_BYTES_MAX)];
+            index.db.set_options_cf(index.family(family)?, &larger).map_err(index_error)?;
+        }
+        index.opened_at = index.reload()?;
         Ok(index)
+    }
+
+    /// Reads the rows that are kept in memory anew, as after a record that could not be applied. Returns the
+    /// last record applied.
+    pub fn reload(&self) -> Result<Lsn> {
+        let mut state = self.state.write();
+        *state = self.load_state()?;
+        Ok(state.applied)
     }
 
     fn load_state(&self) -> Result<State> {
@@ -273,26 +323,79 @@ impl Index {
     /// Begins to write all applied changes to disk. The caller has synced the journal up to the applied LSN
     /// and holds the commit lock, so that nothing later gets in: the in-memory tables are switched before
     /// this returns.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] while an earlier flush waits for room.
     pub fn begin_flush(&self) -> Result<()> {
+        self.ready()?;
+        self.failures.store(self.background_failures()?, Ordering::Relaxed);
         let mut options = FlushOptions::default();
         options.set_wait(false);
         let families = FAMILIES.iter().map(|name| self.family(name)).collect::<Result<Vec<_>>>()?;
-        self.db.flush_cfs_opt(&families, &options).map_err(index_error)
+        self.db.flush_cfs_opt(&families, &options).map_err(|e| self.stopped_by(e))?;
+        let [newer, flushing] = &self.unwritten;
+        flushing.fetch_add(newer.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+        Ok(())
     }
 
     /// Waits until what [`Index::begin_flush`] began is on disk. Asking RocksDB to flush and wait would switch
     /// the tables again, and write changes whose records are not synced.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`]: RocksDB keeps what it could not write and tries again by itself once there is room,
+    /// then with everything applied until then. Until it succeeded it takes no writes ([`Index::ready`]).
     pub fn end_flush(&self) -> Result<()> {
+        let mut polls = 0;
         for family in FAMILIES {
             while self.number(family, rocksdb::properties::NUM_IMMUTABLE_MEM_TABLE)? > 0 {
-                // Whenever it happened: after one, RocksDB may never write what waits.
-                if self.number("default", rocksdb::properties::BACKGROUND_ERRORS)? > 0 {
-                    return Err(index_error("writing its tables failed"));
+                // A failed compaction counts as well, and stops nothing.
+                let failures = self.background_failures()?;
+                let failed = self.failures.swap(failures, Ordering::Relaxed) != failures;
+                polls += 1;
+                if failed || polls % FLUSH_POLLS_PER_PROBE == 0 {
+                    self.stopped.store(true, Ordering::Release);
+                    self.ready()?;
                 }
                 std::thread::sleep(FLUSH_POLL);
             }
         }
+        let [_, flushing] = &self.unwritten;
+        flushing.store(0, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Bytes that a flush now would write, at most: the keys and values that were changed since the last one.
+    pub fn unwritten_bytes(&self) -> u64 {
+        self.unwritten.iter().map(|part| part.load(Ordering::Relaxed)).sum()
+    }
+
+    /// Whether RocksDB takes writes, asked only if it last did not.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] while it waits for room; [`Error::Index`] when it has given up.
+    pub fn ready(&self) -> Result<()> {
+        if self.stopped.load(Ordering::Acquire) {
+            self.db.write_opt(WriteBatch::default(), &write_options()).map_err(index_error)?;
+            self.stopped.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn write(&self, batch: WriteBatch) -> Result<()> {
+        let bytes = batch.size_in_bytes() as u64 + batch.len() as u64 * ENTRY_BYTES;
+        self.db.write_opt(batch, &write_options()).map_err(|e| self.stopped_by(e))?;
+        let [newer, _] = &self.unwritten;
+        newer.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn stopped_by(&self, e: rocksdb::Error) -> Error {
+        self.stopped.store(true, Ordering::Release);
+        index_error(e)
+    }
+
+    fn background_failures(&self) -> Result<u64> {
+        self.number("default", rocksdb::properties::BACKGROUND_ERRORS)
     }
 
     fn number(&self, family: &str, property: &rocksdb::properties::PropName) -> Result<u64> {

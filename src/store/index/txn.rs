@@ -20,7 +20,7 @@ pub trait Locate {
 }
 
 /// A record being applied. Dropping it without [`Txn::finish`] leaves the index as it was, but not
-/// `state`: the caller then poisons the store.
+/// `state`: the caller then has it read anew.
 pub(super) struct Txn<'a> {
     pub(super) index: &'a Index,
     pub(super) state: &'a mut State,
@@ -381,9 +381,6 @@ impl<'a> Txn<'a> {
             self.batch.put(meta::pack(pack), live.to_le_bytes());
         }
         self.batch.put(meta::STATE, self.state.encode());
-        let mut options = rocksdb::WriteOptions::default();
-        options.disable_wal(true);
-        let (index, batch) = (self.index, self.batch);
-        index.db.write_opt(batch, &options).map_err(index_error)
+        self.index.write(self.batch)
     }
 }

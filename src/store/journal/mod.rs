@@ -304,6 +304,11 @@ impl Journal {
         self.published.lock().oldest()
     }
 
+    /// Segment files.
+    pub fn segments(&self) -> usize {
+        self.published.lock().segments.len()
+    }
+
     /// Bytes of all segment files, zeros written ahead included.
     pub fn bytes(&self) -> u64 {
         self.published.lock().segments.iter().map(|s| s.bytes).sum()

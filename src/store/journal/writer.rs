@@ -27,6 +27,8 @@ pub(super) struct Active {
     /// Up to here the file is known to hold frames, then zeros.
     prewritten: u64,
     buffer: Vec<u8>,
+    /// Where the newest record stands, if it was appended to this file alone; see [`Journal::withdraw`].
+    newest: Option<Mark>,
 }
 
 impl Active {
@@ -38,6 +40,7 @@ impl Active {
             end: segment.end,
             prewritten: segment.bytes,
             buffer: Vec::new(),
+            newest: None,
         }
     }
 
@@ -148,6 +151,7 @@ impl Journal {
         buffer.shrink_to(BUFFER_KEEP_BYTES);
         active.buffer = buffer;
         written?;
+        active.newest = places.first().filter(|_| places.len() == 1).copied();
         let mut published = self.published.lock();
         (published.last, published.chain) = (lsn, chain);
         if let Some(segment) = published.segments.back_mut() {
@@ -155,6 +159,39 @@ impl Journal {
             (segment.end, segment.bytes) = (active.end, active.prewritten);
         }
         Ok(made)
+    }
+
+    /// Takes the newest record back: it could be appended and not be applied. When this returns it is gone,
+    /// whatever happens, and its number is free. The caller appended it alone, still holds the lock under
+    /// which it did, and has told nobody of it.
+    ///
+    /// # Errors
+    /// [`Error::Poisoned`] if the cut or its sync failed; [`Error::Invalid`] if it is not the newest.
+    pub fn withdraw(&self, lsn: Lsn) -> Result<()> {
+        let mut writer = self.writer.lock();
+        self.writable()?;
+        let newest = |active: &mut Active| active.newest.take().filter(|mark| mark.lsn == lsn);
+        let found = writer.as_mut().and_then(|active| Some((newest(active)?, active)));
+        let Some((mark, active)) = found.filter(|_| self.last().0 == lsn) else {
+            return Err(Error::Invalid(format!("record {lsn} is not the newest")));
+        };
+        // No sync may count it while it goes; one that was under way has counted it, so that is undone.
+        self.take_turn()?;
+        let before = Lsn(lsn.0.saturating_sub(1));
+        active.end = mark.at;
+        {
+            let mut published = self.published.lock();
+            (published.last, published.chain) = (before, mark.before);
+            if let Some(segment) = published.segments.back_mut() {
+                segment.end = mark.at;
+            }
+        }
+        let result = self.cut(active).and_then(|()| active.file.sync_data());
+        {
+            let mut state = self.sync.lock();
+            state.durable = state.durable.min(before);
+        }
+        self.finish_sync(&active.path, result, before)
     }
 
     /// Writes encoded frames at the end. On an error the file is as before.
@@ -270,16 +307,20 @@ impl Journal {
     /// Syncs a file that holds every record up to `last` which is not durable, in turn with other syncs: the
     /// kernel tells of a failed write-back only once, so a sync beside one that fails could succeed.
     fn sync_file(&self, file: &Arc<dyn DiskFile>, path: &Path, last: Lsn) -> Result<()> {
-        {
-            let mut state = self.sync.lock();
-            while state.busy {
-                self.sync_done.wait(&mut state);
-            }
-            state.check()?;
-            state.busy = true;
-        }
+        self.take_turn()?;
         let result = file.sync_data();
         self.finish_sync(path, result, last)
+    }
+
+    /// Waits until nobody syncs and keeps others from it until [`Journal::finish_sync`].
+    fn take_turn(&self) -> Result<()> {
+        let mut state = self.sync.lock();
+        while state.busy {
+            self.sync_done.wait(&mut state);
+        }
+        state.check()?;
+        state.busy = true;
+        Ok(())
     }
 
     fn finish_sync(&self, path: &Path, result: io::Result<()>, last: Lsn) -> Result<()> {

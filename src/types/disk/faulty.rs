@@ -13,8 +13,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::types::{Disk, DiskFile};
+use crate::types::{Disk, DiskFile, Space};
 use medium::{Change, FileNumber, Medium};
+
+/// What the filesystem says of its size.
+const SIZE: u64 = 1 << 30;
 
 /// What happens at one chosen operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub enum Fault {
     Power(u8),
     /// This one fails with that errno after `0..=1` of a write, in 256ths; later ones work.
     Once(i32, u8),
+    /// The disk is full from here on, until [`FaultyDisk::lift`]: files grow only by what others shrink.
+    Full,
 }
 
 /// What of the unsynced changes is still there afterwards.
@@ -46,6 +51,8 @@ enum Done {
     Whole,
     /// So many bytes of it (of a write), and an error. If the disk went on, they were written back.
     Part { bytes: usize, wrote_back: bool },
+    /// Nothing, and the kernel takes the bytes that a sync should have brought to the medium for clean.
+    Dropped,
     /// Nothing.
     Not,
 }
@@ -57,6 +64,10 @@ struct State {
     now: Medium,
     log: Vec<(Change, Done)>,
     fault: Option<(u64, Fault)>,
+    /// What all files may take together.
+    limit: Option<u64>,
+    reads: u64,
+    read_fault: Option<(u64, i32)>,
     off: bool,
     lie: Option<Lie>,
 }
@@ -87,6 +98,7 @@ impl Done {
                     medium.write_back(*file);
                 }
             }
+            (Done::Dropped, Change::Sync(file)) => medium.drop_dirty(*file),
             _ => {}
         }
     }
@@ -101,6 +113,7 @@ impl State {
             Change::Write { .. } => Done::Part { bytes: part_of(&change, part), wrote_back },
             // The worst failure is one that did happen.
             Change::Rename { .. } if part == 255 => Done::Whole,
+            Change::Sync(_) if wrote_back => Done::Dropped,
             _ => Done::Not,
         };
         let (done, result) = match fault {
@@ -111,6 +124,10 @@ impl State {
             }
             // The kernel may write back at any moment; right after a failed write is the worst one.
             Some(Fault::Once(e, part)) => (failed(part, true), Err(errno(e))),
+            Some(Fault::Full) => {
+                self.limit = Some(self.now.used());
+                self.possible(&change)
+            }
             None if self.is_lie(&change) => (Done::Not, Ok(())),
             None => self.possible(&change),
         };
@@ -125,8 +142,18 @@ impl State {
             Change::Rename { from, .. } if self.now.find(from).is_none() => {
                 (Done::Not, Err(errno(libc::ENOENT)))
             }
+            Change::Write { file, offset, data } if !self.fits(*file, offset + data.len()) => {
+                (Done::Part { bytes: 0, wrote_back: true }, Err(errno(libc::ENOSPC)))
+            }
+            Change::SetLen { file, len } if !self.fits(*file, *len) => (Done::Not, Err(errno(libc::ENOSPC))),
             _ => (Done::Whole, Ok(())),
         }
+    }
+
+    /// Whether a file may get that long.
+    fn fits(&self, file: FileNumber, len: usize) -> bool {
+        let grows = len.saturating_sub(self.now.bytes(file).len()) as u64;
+        grows == 0 || self.limit.is_none_or(|limit| self.now.used() + grows <= limit)
     }
 
     fn is_lie(&self, change: &Change) -> bool {
@@ -163,6 +190,22 @@ impl FaultyDisk {
     /// Makes operation `at` (counted from the disk's beginning) go wrong.
     pub fn set_fault(&self, at: u64, fault: Fault) {
         self.0.lock().fault = Some((at, fault));
+    }
+
+    /// Lets nothing more go wrong, and makes room again.
+    pub fn lift(&self) {
+        let mut state = self.0.lock();
+        (state.fault, state.limit, state.read_fault) = (None, None, None);
+    }
+
+    /// How many reads were asked for.
+    pub fn reads(&self) -> u64 {
+        self.0.lock().reads
+    }
+
+    /// Makes read `at` (counted from the disk's beginning) fail with that errno.
+    pub fn set_read_fault(&self, at: u64, errno: i32) {
+        self.0.lock().read_fault = Some((at, errno));
     }
 
     /// From now on the syncs for which `lie` says so report success and do nothing.
@@ -232,7 +275,13 @@ impl FaultyDisk {
 
 impl DiskFile for Handle {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let state = self.0.0.lock();
+        let mut state = self.0.0.lock();
+        state.reads += 1;
+        if let Some((at, e)) = state.read_fault
+            && at + 1 == state.reads
+        {
+            return Err(errno(e));
+        }
         let source = state.now.bytes(self.1).get(offset as usize..).unwrap_or_default();
         let n = buf.len().min(source.len());
         buf[..n].copy_from_slice(&source[..n]);
@@ -293,5 +342,20 @@ impl Disk for FaultyDisk {
     /// Directories are there as soon as a name is made in them; `init` makes the store's on the real disk.
     fn create_dir(&self, _dir: &Path) -> io::Result<()> {
         Ok(())
+    }
+
+    fn space(&self, _dir: &Path) -> io::Result<Space> {
+        let state = self.0.lock();
+        let free = state.limit.map_or(SIZE, |limit| limit.saturating_sub(state.now.used()));
+        Ok(Space { total: SIZE, free })
+    }
+
+    fn set_aside(&self, path: &Path, len: u64) -> io::Result<()> {
+        let file = match self.open(path, true) {
+            Err(_) => self.create(path)?,
+            Ok(file) => file,
+        };
+        let len = len.max(file.len()?);
+        file.set_len(len)
     }
 }

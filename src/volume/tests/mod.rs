@@ -5,6 +5,7 @@
 
 mod basic;
 mod care;
+mod failing;
 mod hostile;
 mod model;
 mod names;
@@ -15,6 +16,7 @@ mod regressions;
 mod run;
 mod stress;
 mod surviving;
+mod waiting;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -47,6 +49,7 @@ pub fn quiet() -> Config {
         sealer_threads: 2,
         index_cache_bytes: 4 << 20,
         chunk_cache_bytes: 2 << 20,
+        reserve_bytes: 0,
         ..Config::default()
     }
 }

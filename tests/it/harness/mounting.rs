@@ -23,6 +23,8 @@ pub const REWINDFS: &str = env!("CARGO_BIN_EXE_rewindfs");
 /// A store in a directory of its own, with its keys beside it.
 pub struct Store {
     home: TempDir,
+    /// Set for every program that is started.
+    environment: Mutex<Vec<(&'static str, OsString)>>,
     /// Servers and holders seen behind this store's mounts.
     processes: Mutex<Vec<Process>>,
 }
@@ -49,7 +51,7 @@ impl Store {
         // Tests act as user nobody too.
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("opening the directory");
         fs::create_dir(home.path().join("keys")).expect("a key directory");
-        Arc::new(Store { home, processes: Mutex::default() })
+        Arc::new(Store { home, environment: Mutex::default(), processes: Mutex::default() })
     }
 
     /// The store directory.
@@ -83,7 +85,15 @@ impl Store {
         let mut command = Command::new(REWINDFS);
         command.args(args).current_dir(self.home());
         command.env("REWINDFS_KEY_DIR", self.home().join("keys")).env_remove("REWINDFS_LOG");
+        let environment = self.environment.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command
+    }
+
+    /// Sets a variable for every program that is started from now on.
+    pub fn set_env(&self, name: &'static str, value: impl Into<OsString>) {
+        let mut environment = self.environment.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        environment.push((name, value.into()));
     }
 
     /// Runs the program to its end.

@@ -25,7 +25,7 @@ mod tests;
 pub use frame::{FOOTER_BYTES_MAX, SealedChunk};
 pub use reader::PackReader;
 pub use recovery::{Damage, Footer, ScanReport, Trust, scan};
-pub use writer::{PackWriter, write_footer_anew};
+pub use writer::{PackWriter, make_durable, write_footer_anew};
 
 use crate::types::error::IoContext as _;
 use crate::types::wire::{Decoder, Encoder, WireError};

@@ -1,6 +1,7 @@
 use super::frame::*;
 use super::*;
 use crate::store::keys::{Keyring, Sealer};
+use crate::types::disk::faulty::{Fault, FaultyDisk, Keep};
 use crate::types::limits::CHUNK_MAX_BYTES;
 use crate::types::{ChunkId, DiskFile, Error, OsDisk, StoreUuid, Timestamp};
 use proptest::prelude::*;
@@ -396,6 +397,32 @@ fn a_failed_sync_poisons_and_a_failed_footer_does_not() {
     assert!(matches!(writer.sync(), Err(Error::Poisoned(_))));
     assert!(matches!(writer.append(packs.chunk(b"x")), Err(Error::Poisoned(_))));
     packs.reader().read(&written[0].1, &written[0].0).unwrap();
+}
+
+#[test]
+fn after_a_failed_sync_the_next_server_writes_the_packs_again() {
+    for marked in [true, false] {
+        let packs = Packs::new(Sealer::plain([1; 32]));
+        let disk = FaultyDisk::new();
+        let writer = packs.writer_on(Arc::new(disk.clone()));
+        let written = packs.fill(&writer, 5);
+        disk.set_fault(disk.ops(), Fault::Once(libc::EIO, 0));
+        assert!(matches!(writer.sync(), Err(Error::Io { .. })));
+        drop(writer);
+        let mark = packs.dir.path().join("sync-failed");
+        assert!(disk.open(&mark, false).is_ok(), "the mark is left");
+        if !marked {
+            disk.remove(&mark).unwrap();
+        }
+        make_durable(&disk, packs.dir.path(), PackId(0)).unwrap();
+        assert!(disk.open(&mark, false).is_err(), "the mark is gone");
+        let after = Arc::new(disk.crash(Keep::Nothing));
+        let reader = PackReader::new(after, packs.dir.path(), STORE, packs.sealer.clone());
+        for (i, (id, at)) in written.iter().enumerate() {
+            let kept = reader.read(at, id).is_ok_and(|bytes| bytes == plain(i as u64));
+            assert_eq!(kept, marked, "chunk {i}: a sync alone cannot bring back what a failed one dropped");
+        }
+    }
 }
 
 #[test]

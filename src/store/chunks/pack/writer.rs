@@ -178,7 +178,10 @@ impl PackWriter {
         let mut state = self.state.lock();
         match &done {
             Ok(()) => state.synced = upto,
-            Err(e) => state.poison = Some(e.to_string()),
+            Err(e) => {
+                state.poison = Some(e.to_string());
+                mark_failed(&*self.disk, &self.dir);
+            }
         }
         drop(state);
         if done.is_ok() {
@@ -230,6 +233,54 @@ impl PackWriter {
     pub fn current(&self) -> Option<PackId> {
         self.state.lock().open.as_ref().map(|p| p.id)
     }
+}
+
+/// Left in the directory when a sync failed: the kernel may have dropped pages and call them clean, so a later
+/// sync that succeeds proves nothing. The mark need not be durable: after a reboot no such page is left.
+const FAILED_MARK: &str = "sync-failed";
+/// Bytes rewritten at once.
+const REWRITE_BYTES: usize = 1 << 20;
+
+/// Leaves word for the next server that a sync failed. Where even this fails, so will its open.
+fn mark_failed(disk: &dyn Disk, dir: &Path) {
+    let _ = disk.create(&dir.join(FAILED_MARK));
+}
+
+/// Makes durable what an earlier process appended to the packs from `from` on and did not sync. After a failed
+/// sync every byte is written again first.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NoSpace`]; it may be tried again.
+pub fn make_durable(disk: &dyn Disk, dir: &Path, from: PackId) -> Result<()> {
+    let mark = dir.join(FAILED_MARK);
+    let failed = disk.list(dir).at("listing", dir)?.iter().any(|name| name == FAILED_MARK);
+    for id in list(disk, dir)?.into_iter().filter(|id| *id >= from) {
+        let path = pack_path(dir, id);
+        let file = disk.open(&path, true).at("opening", &path)?;
+        if failed {
+            write_again(&*file).at("rewriting", &path)?;
+        }
+        file.sync_data().inspect_err(|_| mark_failed(disk, dir)).at("syncing", &path)?;
+    }
+    disk.sync_dir(dir).inspect_err(|_| mark_failed(disk, dir)).at("syncing", dir)?;
+    if failed {
+        disk.remove(&mark).at("removing", &mark)?;
+    }
+    Ok(())
+}
+
+/// Makes every page of the file dirty again, with the bytes it has.
+fn write_again(file: &dyn DiskFile) -> std::io::Result<()> {
+    let len = file.len()?;
+    let mut window = Vec::new();
+    let mut at = 0;
+    while at < len {
+        window.resize(usize::try_from(len - at).unwrap_or(usize::MAX).min(REWRITE_BYTES), 0);
+        file.read_exact_at(&mut window, at)?;
+        file.write_all_at(&window, at)?;
+        at += window.len() as u64;
+    }
+    Ok(())
 }
 
 /// Writes the footer of a pack whose frames are durable. Failing costs a scan one day and nothing else: a

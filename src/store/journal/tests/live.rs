@@ -5,7 +5,7 @@ use std::thread;
 
 use tempfile::TempDir;
 
-use super::faulty::{Fault, FaultyDisk};
+use super::faulty::{Fault, FaultyDisk, Keep};
 use super::*;
 use crate::types::DiskFile;
 
@@ -259,5 +259,49 @@ fn a_full_disk_refuses_and_then_goes_on_at_the_same_place() {
         let (journal, report) = Journal::open(Arc::new(disk), dir, STORE, options(6000)).unwrap();
         assert_eq!(report.outcome, Outcome::Clean);
         assert_eq!(all(&journal).iter().map(|r| r.body.len()).collect::<Vec<_>>(), [400, 40]);
+    }
+}
+
+#[test]
+fn a_record_that_is_withdrawn_is_gone_and_its_number_is_free() {
+    for synced in [false, true] {
+        for keep in [Keep::All, Keep::Nothing] {
+            let disk = FaultyDisk::new();
+            let dir = Path::new("/j");
+            let journal = Journal::open(Arc::new(disk.clone()), dir, STORE, options(6000)).unwrap().0;
+            for i in 1..=13 {
+                let before = journal.last();
+                journal.append(Term(1), &body(99, 500)).unwrap();
+                if synced {
+                    journal.sync(Lsn(i)).unwrap();
+                }
+                journal.withdraw(Lsn(i)).unwrap();
+                assert_eq!((journal.last(), journal.durable()), (before, before.0));
+                assert!(matches!(journal.withdraw(Lsn(i)), Err(Error::Invalid(_))), "once");
+                journal.append(Term(1), &body(i, 400)).unwrap();
+                assert!(matches!(journal.withdraw(before.0), Err(Error::Invalid(_))), "only the newest");
+                journal.sync(Lsn(i)).unwrap();
+            }
+            journal.append(Term(1), &body(99, 500)).unwrap();
+            journal.withdraw(Lsn(14)).unwrap();
+            let disk = disk.crash(keep);
+            let (journal, report) = Journal::open(Arc::new(disk), dir, STORE, options(6000)).unwrap();
+            assert_eq!((report.outcome, report.last), (Outcome::Clean, Lsn(13)));
+            let bodies: Vec<_> = all(&journal).into_iter().map(|r| r.body).collect();
+            assert_eq!(bodies, (1..=13).map(|i| body(i, 400)).collect::<Vec<_>>());
+        }
+    }
+}
+
+#[test]
+fn a_record_that_cannot_be_withdrawn_poisons() {
+    for failing in 0..2 {
+        let disk = FaultyDisk::new();
+        let dir = Path::new("/j");
+        let journal = Journal::open(Arc::new(disk.clone()), dir, STORE, options(6000)).unwrap().0;
+        journal.append(Term(1), b"refused").unwrap();
+        disk.set_fault(disk.ops() + failing, Fault::Once(libc::EIO, 0));
+        assert!(matches!(journal.withdraw(Lsn(1)), Err(Error::Poisoned(_))), "set_len, then the sync");
+        assert!(matches!(journal.append(Term(1), b"next"), Err(Error::Poisoned(_))));
     }
 }

@@ -1,6 +1,6 @@
 //! What a simulated disk holds: what is durable, what is only written, and what a power cut may leave.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -73,6 +73,9 @@ struct Content {
     durable: Arc<Vec<u8>>,
     /// What lies between the two, in order.
     pending: Vec<Pending>,
+    /// Sectors that a failed sync dropped: no later one brings them to the medium unless they are written
+    /// again.
+    dropped: BTreeSet<usize>,
 }
 
 type Names = BTreeMap<OsString, FileNumber>;
@@ -117,6 +120,8 @@ impl Content {
             now.resize(end, 0);
         }
         now[offset..end].copy_from_slice(&data);
+        let sectors = offset / SECTOR..end.div_ceil(SECTOR);
+        self.dropped.retain(|sector| !sectors.contains(sector));
         self.pending.push(Pending::Write(offset, data));
     }
 
@@ -126,8 +131,22 @@ impl Content {
     }
 
     fn settle(&mut self) {
-        self.durable = self.now.clone();
+        let old = std::mem::replace(&mut self.durable, self.now.clone());
         self.pending.clear();
+        for sector in &self.dropped {
+            let durable = Arc::make_mut(&mut self.durable);
+            let end = durable.len().min((sector + 1) * SECTOR);
+            let Some(lost) = durable.get_mut(sector * SECTOR..end) else { continue };
+            lost.fill(0);
+            overlay(0, &old, sector * SECTOR, lost);
+        }
+    }
+
+    fn drop_dirty(&mut self) {
+        let sector =
+            |of: &[u8], n: usize| of.iter().skip(n * SECTOR).take(SECTOR).copied().collect::<Vec<u8>>();
+        let sectors = 0..self.now.len().div_ceil(SECTOR);
+        self.dropped.extend(sectors.filter(|n| sector(&self.now, *n) != sector(&self.durable, *n)));
     }
 
     /// The length after the first `moment` pending changes.
@@ -259,6 +278,17 @@ impl Medium {
         history.push(names);
     }
 
+    /// What all files take.
+    pub fn used(&self) -> u64 {
+        let names = self.dirs.values().filter_map(|history| history.last()).flatten();
+        names.map(|(_, file)| self.files[*file].now.len().max(SECTOR) as u64).sum()
+    }
+
+    /// A failed sync: the kernel takes what is not durable yet for clean.
+    pub fn drop_dirty(&mut self, file: FileNumber) {
+        self.files[file].drop_dirty();
+    }
+
     /// Makes a file durable as it is, unasked.
     pub fn write_back(&mut self, file: FileNumber) {
         self.files[file].settle();
@@ -283,6 +313,7 @@ impl Medium {
             }
             file.now = file.durable.clone();
             file.pending.clear();
+            file.dropped.clear();
         }
         left
     }

@@ -175,3 +175,47 @@ fn a_lie_is_told_only_where_it_was_asked_for() {
     let cut = disk.cuts().at(disk.ops(), 0, Keep::Nothing);
     assert_eq!(cut.fingerprint(), after.fingerprint(), "lies are remembered as lies");
 }
+
+#[test]
+fn a_full_disk_takes_only_what_others_gave_back() {
+    let (disk, file) = with_file();
+    let other = disk.create(&path("g")).unwrap();
+    disk.set_fault(disk.ops(), Fault::Full);
+    let full = |e: io::Error| assert_eq!(e.raw_os_error(), Some(libc::ENOSPC));
+    full(file.write_all_at(b"b", 3 * SECTOR as u64).unwrap_err());
+    full(file.set_len(4 * SECTOR as u64).unwrap_err());
+    full(disk.set_aside(&path("h"), 2 * SECTOR as u64).unwrap_err());
+    assert_eq!(disk.space(Path::new("/d")).unwrap().free, 0);
+    file.write_all_at(b"b", 0).unwrap();
+    disk.remove(&path("h")).unwrap();
+    file.set_len(SECTOR as u64).unwrap();
+    assert_eq!(disk.space(Path::new("/d")).unwrap().free, 2 * SECTOR as u64);
+    other.write_all_at(&[b'b'; 2 * SECTOR], 0).unwrap();
+    disk.lift();
+    file.write_all_at(&[b'b'; 9 * SECTOR], 0).unwrap();
+}
+
+#[test]
+fn what_a_failed_sync_dropped_no_later_one_brings_back() {
+    let (disk, file) = with_file();
+    file.write_all_at(&[b'b'; 2 * SECTOR], 0).unwrap();
+    disk.set_fault(disk.ops(), Fault::Once(libc::EIO, 0));
+    file.sync_data().unwrap_err();
+    assert!(read(&disk, "f").unwrap().starts_with(b"b"), "still to be read");
+    file.write_all_at(b"c", SECTOR as u64).unwrap();
+    for left in [disk.clone(), disk.crash(Keep::All)] {
+        left.open(&path("f"), true).unwrap().sync_data().unwrap();
+        let bytes = read(&left.crash(Keep::Nothing), "f").unwrap();
+        let sectors: Vec<u8> = bytes.chunks(SECTOR).map(|s| s[0]).collect();
+        assert_eq!(sectors, b"aca", "only what was written again arrived");
+    }
+}
+
+#[test]
+fn a_read_fails_when_it_is_told_to() {
+    let (disk, _) = with_file();
+    disk.set_read_fault(disk.reads(), libc::EIO);
+    let file = disk.open(&path("f"), false).unwrap();
+    assert_eq!(file.read_at(&mut [0; 4], 0).unwrap_err().raw_os_error(), Some(libc::EIO));
+    assert_eq!(file.read_at(&mut [0; 4], 0).unwrap(), 4);
+}

@@ -1,0 +1,245 @@
+//! Room on the disk. Some of it is kept back in a file of its own ([`Layout::reserve`](super::Layout)): when
+//! the filesystem is full, what frees space gives that file up and goes on, and everything else is refused
+//! until it could be taken back.
+//!
+//! A file and not a sum of `statvfs`, because others fill the same filesystem.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+
+use super::model::{Edit, Source};
+use crate::types::error::IoContext;
+use crate::types::{Disk, Error, Result};
+
+/// The reserve is at most this part of the filesystem.
+const RESERVE_PART: u64 = 16;
+/// Free space, beside the reserve, from which on a disk that was full counts as one that is not.
+const SLACK_BYTES: u64 = 1 << 20;
+
+/// What a change does to the space that the store takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Use {
+    /// It gives space back, now or once the background has worked off what it leaves.
+    Frees,
+    /// Next to nothing: attributes. May go on with half of the reserve, so that a `chmod` of everything does
+    /// not keep anyone from deleting.
+    Keeps,
+    /// It needs more.
+    Grows,
+}
+
+impl Use {
+    /// What a record of these edits does.
+    pub(super) fn of(edits: &[Edit]) -> Use {
+        let mut result = Use::Keeps;
+        for edit in edits {
+            match edit {
+                Edit::PutDirent { .. }
+                | Edit::PutXattr { .. }
+                | Edit::Rebind { .. }
+                | Edit::SnapshotCreate { .. }
+                | Edit::VolumeCreate { .. } => return Use::Grows,
+                Edit::PatchBlock { pieces, .. } if pieces.iter().any(|p| p.source != Source::Hole) => {
+                    return Use::Grows;
+                }
+                Edit::PutInode { .. } | Edit::SnapshotHold { .. } => {}
+                _ => result = Use::Frees,
+            }
+        }
+        result
+    }
+}
+
+/// The room of one store.
+pub(super) struct Room {
+    disk: Arc<dyn Disk>,
+    root: PathBuf,
+    file: PathBuf,
+    /// Size of the reserve; 0: there is none.
+    bytes: u64,
+    /// Whether the reserve is there. Changed under `change`.
+    held: AtomicBool,
+    /// Whether something found no room, and none was seen since.
+    full: AtomicBool,
+    /// One thread gives up or takes back. Innermost of all locks.
+    change: Mutex<()>,
+}
+
+impl Room {
+    /// The room for the store in `root`, with a reserve of up to `wanted` bytes in `file`; where nothing is
+    /// to be written there is none, and `file` is left alone.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the filesystem cannot be asked, or a reserve that is not wanted not be removed.
+    pub(super) fn open(disk: Arc<dyn Disk>, root: &Path, file: &Path, wanted: Option<u64>) -> Result<Room> {
+        let total = disk.space(root).at("measuring the filesystem of", root)?.total;
+        let room = Room {
+            bytes: wanted.unwrap_or(0).min(total / RESERVE_PART),
+            held: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            change: Mutex::new(()),
+            root: root.to_owned(),
+            file: file.to_owned(),
+            disk,
+        };
+        if wanted.is_some() && room.bytes == 0 {
+            room.remove_file().at("removing", &room.file)?;
+        }
+        Ok(room)
+    }
+
+    fn remove_file(&self) -> io::Result<()> {
+        match self.disk.remove(&self.file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes free beside the reserve; none where the filesystem does not tell.
+    pub(super) fn free(&self) -> u64 {
+        self.disk.space(&self.root).map_or(0, |space| space.free)
+    }
+
+    fn held(&self) -> bool {
+        self.bytes == 0 || self.held.load(Ordering::Acquire)
+    }
+
+    /// Takes the reserve, if it is not held and there is room for it. Returns whether it is held.
+    pub(super) fn take(&self) -> bool {
+        if self.held() {
+            return true;
+        }
+        let _one = self.change.lock();
+        if self.held() {
+            return true;
+        }
+        // A reserve that an earlier server left counts as used already.
+        let there = self.disk.open(&self.file, false).and_then(|f| f.len()).unwrap_or(0);
+        if there < self.bytes && self.free() < self.bytes.saturating_add(SLACK_BYTES) {
+            return false;
+        }
+        match self.disk.set_aside(&self.file, self.bytes) {
+            Ok(()) => {}
+            // Where room cannot be set aside, being refused for want of it is all that is left.
+            Err(e) if is_unsupported(&e) => drop(self.remove_file()),
+            Err(e) => {
+                tracing::debug!(error = %e, "the reserve cannot be taken");
+                let _ = self.remove_file();
+                return false;
+            }
+        }
+        self.held.store(true, Ordering::Release);
+        true
+    }
+
+    /// Gives the reserve up. Returns whether that made room.
+    pub(super) fn give_up(&self) -> bool {
+        let _one = self.change.lock();
+        if self.bytes == 0 || !self.held.swap(false, Ordering::AcqRel) {
+            return false;
+        }
+        self.full.store(true, Ordering::Release);
+        match self.remove_file() {
+            Ok(()) => {
+                tracing::warn!(
+                    bytes = self.bytes,
+                    "the disk is full: deleting goes on with what was kept back"
+                );
+                true
+            }
+            Err(e) => {
+                tracing::error!(error = %e, "the reserve cannot be given up");
+                false
+            }
+        }
+    }
+
+    /// Whether a change may begin. What it then needs may still not be there.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub(super) fn admit(&self, what: Use) -> Result<()> {
+        let enough = match what {
+            Use::Frees => true,
+            Use::Keeps => self.held() || self.free() >= self.bytes / 2,
+            Use::Grows => self.held() || self.take(),
+        };
+        if enough { Ok(()) } else { Err(self.none("what is left of the disk is kept for deleting")) }
+    }
+
+    /// Whether more data may be taken from programs: not while the last attempt to store some found no room.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub(super) fn admit_data(&self) -> Result<()> {
+        if self.is_full() { Err(self.none(&self.root.display().to_string())) } else { Ok(()) }
+    }
+
+    /// Whether the index may write `bytes` without touching what deleting needs.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub(super) fn spare(&self, bytes: u64) -> Result<()> {
+        let kept = if self.held() { 0 } else { self.bytes / 2 };
+        if self.free() >= bytes.saturating_add(kept) { Ok(()) } else { Err(self.none("the index")) }
+    }
+
+    /// Sees to it that `bytes` can be written that the store cannot do without, giving the reserve up if
+    /// that helps.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub(super) fn make(&self, bytes: u64) -> Result<()> {
+        let free = self.free();
+        if free >= bytes {
+            return Ok(());
+        }
+        let kept = if self.held() { self.bytes } else { 0 };
+        if free.saturating_add(kept) >= bytes && self.give_up() {
+            return Ok(());
+        }
+        Err(self.none("the index"))
+    }
+
+    fn none(&self, what: &str) -> Error {
+        self.full.store(true, Ordering::Release);
+        Error::NoSpace(what.to_owned())
+    }
+
+    /// Remembers that something found no room.
+    pub(super) fn noticed<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(Error::NoSpace(_)) = &result {
+            self.full.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Whether something found no room and there is none yet.
+    pub(super) fn is_full(&self) -> bool {
+        if !self.full.load(Ordering::Acquire) {
+            return false;
+        }
+        let full = !self.take() || self.free() < SLACK_BYTES;
+        if !full {
+            self.full.store(false, Ordering::Release);
+        }
+        full
+    }
+
+    /// What an operator should know.
+    pub(super) fn problem(&self) -> Option<String> {
+        let free = self.is_full().then(|| self.free())?;
+        Some(format!(
+            "the disk below {} is full ({free} bytes are free): deleting works, writing does not until there is room",
+            self.root.display()
+        ))
+    }
+}
+
+fn is_unsupported(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(libc::EOPNOTSUPP)
+}
