@@ -54,6 +54,14 @@ ci:
 quickstart *dir:
     tools/quickstart {{ dir }}
 
+# servers and holders killed under load, as often as it takes to believe it (about 20 minutes)
+survive *args:
+    tools/survive --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-survive.XXXXXX)" {{ args }}
+
+# the server's program replaced again and again under PostgreSQL and a copy of 5 GiB
+upgrades *args:
+    tools/upgrades --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-upgrades.XXXXXX)" {{ args }}
+
 # power cuts of a whole machine (root; 200 take about 7 minutes)
 powercut rounds="200":
     tools/powercut {{ quote(rounds) }}

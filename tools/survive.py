@@ -67,6 +67,10 @@ class Mount:
     def mount(self):
         self.run("mount", self.store, self.path)
 
+    def detach(self):
+        """Leaves nothing mounted, whatever happened."""
+        subprocess.run(["umount", "--lazy", "--quiet", self.path], check=False)
+
     def status(self):
         return json.loads(self.run("status", self.path, "--json"))
 
@@ -482,13 +486,16 @@ def main():
     os.makedirs(options.dir)
     mount = Mount(os.path.abspath(options.rewindfs), os.path.abspath(options.dir))
     mount.mount()
-    if options.server or options.holder:
-        under_load(mount, options)
-    if options.both and not FAILURES:
-        STOP.clear()
-        both(mount, options)
-    mount.run("umount", mount.path)
-    print(mount.run("fsck", mount.store).strip())
+    try:
+        if options.server or options.holder:
+            under_load(mount, options)
+        if options.both and not FAILURES:
+            STOP.clear()
+            both(mount, options)
+        mount.run("umount", mount.path)
+        print(mount.run("fsck", mount.store).strip())
+    finally:
+        mount.detach()
     for failure in FAILURES:
         print("FAILED", failure)
     return 1 if FAILURES else 0

@@ -104,18 +104,8 @@ def tree(root, gib):
     return n
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rewindfs", required=True)
-    parser.add_argument("--dir", required=True)
-    parser.add_argument("--gib", type=float, default=5)
-    parser.add_argument("--seconds-between", type=float, default=5)
-    options = parser.parse_args()
-    home = os.path.abspath(options.dir)
-    os.makedirs(home)
-    os.chmod(home, 0o755)
-    mount = Mount(os.path.abspath(options.rewindfs), home)
-    mount.mount()
+def drill(mount, options, home):
+    """Upgrades while both run, then looks at what they made."""
     source = os.path.join(home, "source")
     print(f"{tree(source, options.gib)} files of {options.gib} GiB", flush=True)
     postgres = Postgres(os.path.join(mount.path, "pg"), os.path.join(home, "pg"))
@@ -155,6 +145,24 @@ def main():
     print("the copy equals its source", flush=True)
     mount.run("umount", mount.path)
     print(mount.run("fsck", mount.store).strip())
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rewindfs", required=True)
+    parser.add_argument("--dir", required=True)
+    parser.add_argument("--gib", type=float, default=5)
+    parser.add_argument("--seconds-between", type=float, default=5)
+    options = parser.parse_args()
+    home = os.path.abspath(options.dir)
+    os.makedirs(home)
+    os.chmod(home, 0o755)
+    mount = Mount(os.path.abspath(options.rewindfs), home)
+    mount.mount()
+    try:
+        drill(mount, options, home)
+    finally:
+        mount.detach()
     return 0
 
 
