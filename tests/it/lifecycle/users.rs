@@ -83,9 +83,11 @@ fn a_user_mounts_writes_snapshots_and_unmounts() {
     mknod(&device, SFlag::S_IFCHR, Mode::from_bits_truncate(0o600), makedev(10, 229)).expect("a device");
     fs::set_permissions(&device, fs::Permissions::from_mode(0o666)).expect("opening the device");
     chown(&home, NOBODY, NOBODY).expect("chown");
-    // In a mount namespace of its own, so that the machine's device stays as it is.
+    // In a mount namespace of its own, so that the machine's device stays as it is. Copies of other tests'
+    // mounts in there would keep those in use.
     let setup = format!(
-        "mount --bind {} /dev/fuse && exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups sh script",
+        "findmnt --noheadings --list --types fuse.rewindfs --output TARGET | xargs --no-run-if-empty \
+         umount --lazy && mount --bind {} /dev/fuse && exec setpriv --reuid={NOBODY} --regid={NOBODY} --clear-groups sh script",
         shown(&device)
     );
     let mut command = Command::new("unshare");
