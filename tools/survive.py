@@ -380,19 +380,18 @@ def kill_holders(mount, options, fsx):
 def both(mount, options):
     """Kills holder and server together; every acknowledged write must be there after mounting again."""
     rng = random.Random(7)
-    home = os.path.dirname(mount.store)
+    log = os.path.join(os.path.dirname(mount.store), "acknowledged")
     root = os.path.join(mount.path, "both")
     os.makedirs(root, exist_ok=True)
     os.sync()
-    lost = acknowledged = 0
-    for round_number in range(options.both):
-        script = os.path.join(home, "acknowledged")
-        open(script, "wb").close()
+    total = 0
+    for seed in range(options.both):
+        open(log, "wb").close()
+        status = mount.status()
         writer = subprocess.Popen(
-            [sys.executable, __file__, "--writer", root, script, str(round_number)], stderr=subprocess.DEVNULL)
+            [sys.executable, __file__, "--writer", root, log, str(seed)], stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(0.05, 0.8))
-        status = mount.entry()
-        victims = [status["holder"], status["pid"]]
+        victims = [status["holder_pid"], status["server_pid"]]
         for pid in victims:
             os.kill(pid, signal.SIGSTOP)
         for pid in victims:
@@ -404,67 +403,93 @@ def both(mount, options):
         while libc.umount2(mount.path.encode(), 2) == 0:
             pass
         mount.mount()
-        with open(script, "rb") as f:
-            lines = [line for line in f.read().split(b"\n")[:-1] if line]
-        state = {}
-        for line in lines:
-            record = json.loads(line)
-            acknowledged += 1
-            replay(state, record)
-        for name, content in state.items():
-            with open(os.path.join(root, name), "rb") as f:
-                found = f.read()
-            # One more write may have been under way.
-            if found[: len(content)] != bytes(content):
-                lost += 1
-                fail("both", f"round {round_number}: {name} has {len(found)} bytes, "
-                             f"{len(content)} were acknowledged, and they differ")
+        acknowledged = os.path.getsize(log)
+        total += acknowledged
+        difference = lost(root, operations(seed), acknowledged)
+        if difference:
+            fail("both", f"round {seed}, {acknowledged} operations: {difference}")
+            return
         for name in os.listdir(root):
             os.unlink(os.path.join(root, name))
-        if STOP.is_set():
-            return
-        if (round_number + 1) % 25 == 0:
-            print(f"{round_number + 1} times both killed, {acknowledged} acknowledged operations, none lost",
-                  flush=True)
-    print(f"both killed {options.both} times: {acknowledged} acknowledged operations, {lost} lost", flush=True)
+        if (seed + 1) % 25 == 0:
+            print(f"{seed + 1} times both killed, {total} acknowledged operations, none lost", flush=True)
+    print(f"both killed {options.both} times: {total} acknowledged operations, none lost", flush=True)
 
 
-def replay(state, record):
-    if record["op"] == "append":
-        state.setdefault(record["name"], bytearray()).extend(bytes.fromhex(record["data"]))
-    elif record["op"] == "rename":
-        state[record["to"]] = state.pop(record["name"])
-    elif record["op"] == "unlink":
-        state.pop(record["name"])
+def lost(root, steps, acknowledged):
+    """What differs from the first steps, if something does. The one behind them may have happened or not."""
+    before = {}
+    for _ in range(acknowledged):
+        carry_out(before, next(steps))
+    under_way = next(steps)
+    after = dict(before)
+    carry_out(after, under_way)
+    found = {}
+    for name in os.listdir(root):
+        with open(os.path.join(root, name), "rb") as f:
+            found[name] = f.read()
+    if found in (before, after):
+        return None
+    name = under_way["name"]
+    if under_way["op"] == "append":
+        # Made, and nothing written yet; or a part of it.
+        part = found.get(name, b"")
+        if len(part) >= len(before.get(name, b"")) and after[name].startswith(part):
+            found[name] = after[name]
+            if found == after:
+                return None
+    names = sorted(set(found) ^ set(before)) or [n for n in before if found[n] != before[n]]
+    return f"{names} differ; under way was {under_way['op']} {name}"
 
 
-def writer(root, script, seed):
-    """Appends, renames and unlinks; says what was acknowledged on another disk, which outlives all."""
+def carry_out(state, step):
+    if step["op"] == "append":
+        state[step["name"]] = state.get(step["name"], b"") + step["data"]
+    elif step["op"] == "rename":
+        state[step["to"]] = state.pop(step["name"])
+    else:
+        state.pop(step["name"])
+
+
+def operations(seed):
+    """Appends, renames and unlinks without end, the same for the same seed."""
     rng = random.Random(seed)
-    log = os.open(script, os.O_WRONLY | os.O_APPEND)
-    files = {}
-    for n in range(1_000_000):
+    files = []
+    for n in range(sys.maxsize):
         kind = rng.random()
         if kind < 0.8 or len(files) < 3:
-            name = rng.choice(list(files)) if files and kind < 0.6 else f"n{n}"
-            fd = files.get(name)
-            if fd is None:
-                fd = os.open(os.path.join(root, name), os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-                files[name] = fd
-            data = rng.randbytes(rng.choice((1, 100, 5000, 40000)))
-            assert os.write(fd, data) == len(data)
-            record = {"op": "append", "name": name, "data": data.hex()}
-        elif kind < 0.9:
-            name, to = rng.choice(list(files)), f"r{n}"
-            os.rename(os.path.join(root, name), os.path.join(root, to))
-            files[to] = files.pop(name)
-            record = {"op": "rename", "name": name, "to": to}
+            if files and kind < 0.6:
+                name = rng.choice(files)
+            else:
+                name = f"n{n}"
+                files.append(name)
+            yield {"op": "append", "name": name, "data": rng.randbytes(rng.choice((1, 100, 5000, 40000)))}
+            continue
+        name = files.pop(rng.randrange(len(files)))
+        if kind < 0.9:
+            files.append(f"r{n}")
+            yield {"op": "rename", "name": name, "to": f"r{n}"}
         else:
-            name = rng.choice(list(files))
-            os.unlink(os.path.join(root, name))
-            os.close(files.pop(name))
-            record = {"op": "unlink", "name": name}
-        os.write(log, json.dumps(record).encode() + b"\n")
+            yield {"op": "unlink", "name": name}
+
+
+def writer(root, log, seed):
+    """Carries operations out; counts on another disk, which outlives all, what was acknowledged."""
+    count = os.open(log, os.O_WRONLY | os.O_APPEND)
+    files = {}
+    for step in operations(seed):
+        path = os.path.join(root, step["name"])
+        if step["op"] == "append":
+            if step["name"] not in files:
+                files[step["name"]] = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
+            assert os.write(files[step["name"]], step["data"]) == len(step["data"])
+        elif step["op"] == "rename":
+            os.rename(path, os.path.join(root, step["to"]))
+            files[step["to"]] = files.pop(step["name"])
+        else:
+            os.unlink(path)
+            os.close(files.pop(step["name"]))
+        os.write(count, b".")
 
 
 def main():
