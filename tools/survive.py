@@ -69,7 +69,7 @@ class Mount:
 
     def detach(self):
         """Leaves nothing mounted, whatever happened."""
-        subprocess.run(["umount", "--lazy", "--quiet", self.path], check=False)
+        subprocess.run(["umount", "--lazy", self.path], stderr=subprocess.DEVNULL, check=False)
 
     def status(self):
         return json.loads(self.run("status", self.path, "--json"))
