@@ -268,7 +268,7 @@ impl Store {
         if !path.exists() {
             let making = self.layout.checkpoints.join("making");
             remove_tree(&making)?;
-            let made = self.index.checkpoint(&making);
+            let made = self.index.summed_checkpoint(&making);
             self.room.noticed(made).inspect_err(|_| drop(remove_tree(&making)))?;
             std::fs::rename(&making, &path).at("renaming", &path)?;
             // Records are let go of because it is there: a name that may be lost is as bad as a lost record.

@@ -85,7 +85,10 @@ impl Opener<'_> {
     }
 
     fn open_index(&self, path: &Path) -> Result<Index> {
-        let options = IndexOptions { block_cache_bytes: self.config.index_cache_bytes as usize };
+        let options = IndexOptions {
+            block_cache_bytes: self.config.index_cache_bytes as usize,
+            compacts: self.wants_writes,
+        };
         Index::open(path, self.sealer.clone(), options)
     }
 

@@ -9,6 +9,8 @@ pub enum Part {
     Index,
     /// Counters and lists of the index that follow from its other rows.
     Derived,
+    /// Bytes of an index file, while all rows can be read.
+    Table,
     /// Bytes of a pack.
     Pack,
     /// A checkpoint.

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashSet};
 use super::affected::{Affected, GoOn, affected};
 use super::chunks::pack;
 use super::index::Frozen;
+use super::index::Seen;
 use super::keys::Keyring;
 use super::layout::{identify, node_of};
 use super::problem::{Part, Problem};
@@ -115,7 +116,7 @@ impl Store {
             progress("checking the packs", 75);
             self.check_packs(&frozen, &sweep, end, &mut findings)?;
         }
-        self.check_checkpoints(&mut findings);
+        self.check_index_files(&mut findings)?;
         self.name_files(&frozen, &mut findings, &|| Ok(()))?;
         progress("checked", 100);
         Ok(findings)
@@ -167,9 +168,21 @@ impl Store {
         Ok(())
     }
 
-    fn check_checkpoints(&self, findings: &mut Findings) {
+    /// Compares all files of index and checkpoints with their sums.
+    fn check_index_files(&self, findings: &mut Findings) -> Result<()> {
+        let (mut seen, advance): (Seen, &dyn Fn(u64) -> Result<()>) = (Seen::new(), &|_| Ok(()));
+        for problem in self.index.compare_tables(self.index.path(), &mut seen, advance)? {
+            findings.problem(Part::Table, problem);
+        }
+        findings.notes.extend(self.index.changed().iter().map(|text| format!("{text}; it was replaced")));
+        self.check_checkpoints(&mut seen, findings);
+        Ok(())
+    }
+
+    fn check_checkpoints(&self, seen: &mut Seen, findings: &mut Findings) {
         for (lsn, path) in self.layout.checkpoints_made() {
-            let reached = super::index::checkpoint_reaches(&path, &self.sealer);
+            let reached = super::index::checkpoint_reaches(&path, &self.sealer)
+                .and_then(|at| super::index::compare_checkpoint(&path, seen, &|_| Ok(())).map(|()| at));
             // One that retention has removed meanwhile is no problem.
             if !path.exists() {
                 continue;

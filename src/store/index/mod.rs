@@ -5,11 +5,13 @@
 //! that what it holds on disk is never ahead of the synced journal ([`Index::begin_flush`]).
 
 pub mod apply;
+mod files;
 pub mod frozen;
 pub mod keys;
 mod mend;
 pub mod rows;
 pub mod scan;
+mod sums;
 mod txn;
 pub mod view;
 
@@ -17,20 +19,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions,
     WriteBatch, WriteOptions,
 };
 
 use crate::store::keys::Sealer;
-use crate::types::error::IoContext;
 use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, Result};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
+use sums::Sums;
 
+pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
 pub use frozen::Frozen;
+pub use sums::{Advance, Seen};
 pub use txn::{Locate, wants_rebind};
 pub use view::{Version, View};
 
@@ -59,6 +63,8 @@ const LEVEL_0_FILES_MAX: i32 = 1 << 20;
 pub struct IndexOptions {
     /// Block cache: data, index and filter blocks of all column families.
     pub block_cache_bytes: usize,
+    /// Whether tables are merged in the background; not by those who only look.
+    pub compacts: bool,
 }
 
 /// What the index was asked for, so that costs can be compared without a clock.
@@ -89,6 +95,10 @@ pub struct Index {
     unwritten: [AtomicU64; 2],
     /// The record up to which it was on disk when it was opened.
     opened_at: Lsn,
+    /// Lists that were not what was closed; RocksDB has replaced them.
+    changed: Vec<String>,
+    /// Of the tables, where it is not a checkpoint: those are not written.
+    sums: Mutex<Option<Sums>>,
     /// Costs so far.
     pub counters: Counters,
 }
@@ -164,24 +174,20 @@ impl Index {
     /// # Errors
     /// [`Error::Index`] when RocksDB refuses, [`Error::Corrupt`] when a row does not decode.
     pub fn open(path: &Path, sealer: Arc<Sealer>, options: IndexOptions) -> Result<Index> {
+        let (tables, changed) = sums::begin(path)?;
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
+        let mut family = family_options(&cache);
+        family.set_disable_auto_compactions(!options.compacts);
+        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
         let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
-        Index::assemble(db, path, sealer, cache)
-    }
-
-    /// Opens a checkpoint for reading, without a write.
-    ///
-    /// # Errors
-    /// As [`Index::open`].
-    pub fn open_checkpoint(path: &Path, sealer: Arc<Sealer>) -> Result<Index> {
-        let cache = Cache::new_lru_cache(CHECKPOINT_CACHE_BYTES);
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family_options(&cache)));
-        let mut options = Options::default();
-        // One that is passed in or removed at the same time must not keep many files open.
-        options.set_max_open_files(64);
-        let db = DB::open_cf_descriptors_read_only(&options, path, families, false).map_err(index_error)?;
-        Index::assemble(db, path, sealer, cache)
+        let mut index = Index::assemble(db, path, sealer, cache)?;
+        for family in FAMILIES {
+            let larger = [("write_buffer_size", MEMTABLE_BYTES_MAX)];
+            index.db.set_options_cf(index.family(family)?, &larger).map_err(index_error)?;
+        }
+        index.changed = changed.iter().map(ToString::to_string).collect();
+        *index.sums.lock() = Some(tables);
+        Ok(index)
     }
 
     fn assemble(db: DB, path: &Path, sealer: Arc<Sealer>, cache: Cache) -> Result<Index> {
@@ -197,12 +203,10 @@ impl Index {
             failures: AtomicU64::new(0),
             unwritten: Default::default(),
             opened_at: Lsn::ZERO,
+            changed: Vec::new(),
+            sums: Mutex::new(None),
             counters: Counters::default(),
         };
-        for family in FAMILIES {
-            let larger = [("write_buffer_size", MEMTABLE_BYTES_MAX)];
-            index.db.set_options_cf(index.family(family)?, &larger).map_err(index_error)?;
-        }
         index.opened_at = index.reload()?;
         Ok(index)
     }
@@ -403,45 +407,19 @@ impl Index {
         value.ok_or_else(|| index_error("it has no such property"))
     }
 
-    /// Makes a checkpoint (hard links) of what is on disk, in `path`, which must not exist. Unflushed
-    /// changes are not part of it: it has its own applied LSN inside.
-    pub fn checkpoint(&self, path: &Path) -> Result<()> {
-        let checkpoint = rocksdb::checkpoint::Checkpoint::new(&self.db).map_err(index_error)?;
-        checkpoint.create_checkpoint_with_log_size(path, u64::MAX).map_err(index_error)
-    }
-
-    /// Waits for background work and closes.
-    pub fn close(self) {
-        self.db.cancel_all_background_work(true);
-    }
-
     /// Bytes of memory: block cache in use and memory tables.
     pub fn memory_bytes(&self) -> u64 {
         self.cache.get_usage() as u64 + self.unflushed_bytes()
     }
 }
 
-/// The applied LSN inside a checkpoint, which is opened without a write. Its rows outside the default family
-/// are not read.
-///
-/// # Errors
-/// As [`Index::open`].
-pub fn checkpoint_reaches(checkpoint: &Path, sealer: &Arc<Sealer>) -> Result<Lsn> {
-    Ok(Index::open_checkpoint(checkpoint, sealer.clone())?.state().applied)
-}
-
-/// Copies a checkpoint to where the index lives: hard links for the immutable tables, copies for the rest.
-pub fn restore_checkpoint(checkpoint: &Path, index: &Path) -> Result<()> {
-    std::fs::create_dir_all(index).at("creating", index)?;
-    for entry in std::fs::read_dir(checkpoint).at("listing", checkpoint)? {
-        let from = entry.at("listing", checkpoint)?.path();
-        let Some(name) = from.file_name() else { continue };
-        let to = index.join(name);
-        if from.extension().is_some_and(|e| e == "sst") {
-            std::fs::hard_link(&from, &to).at("linking", &to)?;
-        } else {
-            std::fs::copy(&from, &to).at("copying", &to)?;
+impl Drop for Index {
+    /// Sums up the files, which nobody changes from here on.
+    fn drop(&mut self) {
+        let Some(known) = self.sums.get_mut().take() else { return };
+        self.db.cancel_all_background_work(true);
+        if let Err(error) = Sums::of(&self.path, &known).and_then(|all| all.store(&self.path)) {
+            tracing::debug!(%error, "the index's files are not summed up");
         }
     }
-    Ok(())
 }

@@ -97,6 +97,7 @@ fn carry_out(
     for step in &plan.steps {
         match step {
             Step::GiveUp { chunks } => store.index.give_up(chunks),
+            Step::Rewrite => store.index.rewrite_tables(),
             Step::Recount => store.index.recount(),
             _ => Ok(()),
         }

@@ -58,6 +58,8 @@ pub enum Step {
         /// Them; those that only the journal still names are found when it is replayed.
         chunks: Vec<ChunkId>,
     },
+    /// Writes the index's tables anew.
+    Rewrite,
     /// Computes counters and lists of the index anew.
     Recount,
 }
@@ -103,6 +105,9 @@ impl std::fmt::Display for Step {
                  written anew or removed",
                 chunks.len()
             ),
+            Step::Rewrite => {
+                f.write_str("write the tables of the index anew, from rows that can all be read")
+            }
             Step::Recount => f.write_str("compute the counters and lists of the index anew"),
         }
     }
@@ -141,8 +146,13 @@ impl Store {
         self.plan_checkpoints(oldest, &mut plan);
         if findings.has(Part::Index) {
             plan.steps.push(Step::Index);
-        } else if findings.has(Part::Derived) {
-            plan.steps.push(Step::Recount);
+        } else {
+            if findings.has(Part::Table) {
+                plan.steps.push(Step::Rewrite);
+            }
+            if findings.has(Part::Derived) {
+                plan.steps.push(Step::Recount);
+            }
         }
         plan.steps.extend(findings.footers.iter().map(|pack| Step::Footer { pack: *pack }));
         let unreadable: Vec<ChunkId> = findings.damaged.iter().filter(|d| !d.lost).map(|d| d.id).collect();
@@ -277,6 +287,7 @@ impl Store {
 /// Reads all of a checkpoint; returns the record that it reaches.
 fn verify_checkpoint(path: &Path, sealer: &Arc<crate::store::keys::Sealer>) -> Result<Lsn> {
     let reached = index::checkpoint_reaches(path, sealer)?;
+    index::compare_checkpoint(path, &mut index::Seen::new(), &|_| Ok(()))?;
     Index::open_checkpoint(path, sealer.clone())?.freeze().read_all(|_| Ok(()))?;
     Ok(reached)
 }

@@ -61,7 +61,7 @@ impl<'a> Aside<'a> {
                 Journal::start_at(disk, &layout.journal, store, options, *first, *before).map(drop)
             }
             Step::Footer { pack } => self.footer(layout, *pack),
-            Step::GiveUp { .. } | Step::Recount => Ok(()),
+            Step::GiveUp { .. } | Step::Rewrite | Step::Recount => Ok(()),
         }
     }
 

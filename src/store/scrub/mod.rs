@@ -12,7 +12,7 @@ use super::Store;
 use super::check::Findings;
 use super::index::frozen::VersionRow;
 use super::index::keys::{self, Family};
-use super::index::{Frozen, Index};
+use super::index::{self, Frozen, Index, Seen};
 use super::last_scrub::LastScrub;
 use super::layout::remove_tree;
 use super::model::{Dirent, Inode, Recipe, Xattr};
@@ -107,6 +107,7 @@ impl Store {
             }
             Ok(())
         });
+        let mut changed = Vec::new();
         let files = read.and_then(|()| {
             if self.read_only().is_some() {
                 return frozen.read_all(|bytes| control.advance(bytes)).map(drop);
@@ -114,10 +115,15 @@ impl Store {
             let linked = &self.layout.checkpoint_scrubbed;
             remove_tree(linked)?;
             self.index.checkpoint(linked)?;
-            let read = self.read_files(linked, control);
+            let advance = |bytes| control.advance(bytes);
+            let read = self.read_files(linked, control).and_then(|()| {
+                changed = self.index.compare_tables(linked, &mut Seen::new(), &advance)?;
+                Ok(())
+            });
             remove_tree(linked)?;
             read
         });
+        changed.into_iter().for_each(|e| findings.problem(Part::Table, e));
         match files {
             Err(e) if control.is_cancelled() => Err(e),
             Err(e) => {
@@ -149,6 +155,7 @@ impl Store {
     pub(super) fn read_files(&self, checkpoint: &Path, control: &Control) -> Result<()> {
         forget_cached(checkpoint);
         let opened = Index::open_checkpoint(checkpoint, self.sealer.clone())?;
+        index::compare_checkpoint(checkpoint, &mut Seen::new(), &|bytes| control.advance(bytes))?;
         opened.freeze().read_all(|bytes| control.advance(bytes)).map(drop)
     }
 

@@ -114,7 +114,9 @@ fn every(what: char, least: u64) -> u64 {
         hit += u64::from(failed);
         let status = mount.status();
         if status["read_only"] == true {
-            poisoned += 1;
+            // RocksDB stops for good when it cannot read a table that it merges.
+            let merging = what == 'r' && status["problems"].to_string().contains("/index/");
+            poisoned += u64::from(!merging);
             assert!(failed && status["problems"].to_string().contains("read-only"), "{status}");
         }
         let store = mount.umount();
