@@ -80,9 +80,29 @@ pub struct Entry {
     /// The process that starts the next server should this one die.
     #[serde(default)]
     pub holder: Option<u32>,
+    /// When these two processes began, in clock ticks: their numbers may be other programs' by now.
+    #[serde(default)]
+    pub began: Began,
     /// Why there is no server although there should be one.
     #[serde(default)]
     pub failed: Option<String>,
+}
+
+/// See [`Entry::began`]; 0 for one that was not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Began {
+    server: u64,
+    holder: u64,
+}
+
+impl Entry {
+    fn server_process(&self) -> Option<Process> {
+        Process::that_began(self.pid, self.began.server)
+    }
+
+    fn holder_process(&self) -> Option<Process> {
+        Process::that_began(self.holder?, self.began.holder)
+    }
 }
 
 /// What is known of a store's server.
@@ -176,25 +196,18 @@ impl RuntimeDir {
             if UnixStream::connect(&entry.socket).is_ok() {
                 return Found::Running(entry);
             }
-            let held = entry.holder.is_some_and(|pid| Process::find(pid).is_some() && is_ours(pid));
+            let held = entry.holder_process().is_some();
             if held && entry.failed.is_some() {
                 return Found::Failed(entry);
             }
-            match Process::find(entry.pid) {
-                Some(process) if is_ours(entry.pid) => return Found::Leaving(process),
+            match entry.server_process() {
+                Some(process) => return Found::Leaving(process),
                 // The next server is on its way.
-                _ if held && Instant::now() < deadline => std::thread::sleep(NEXT_PAUSE),
-                _ => return Found::Absent,
+                None if held && Instant::now() < deadline => std::thread::sleep(NEXT_PAUSE),
+                None => return Found::Absent,
             }
         }
     }
-}
-
-/// Whether a process could be a server: the number in a stale file may long be another program's.
-fn is_ours(pid: u32) -> bool {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let own = fs::read_to_string("/proc/self/comm").unwrap_or_default();
-    name == own || name.trim_end() == "rewindfs"
 }
 
 fn own_path(uid: u32) -> PathBuf {
@@ -282,8 +295,9 @@ impl Registration {
     ) -> io::Result<Registration> {
         let socket = dir.socket_path(node);
         let pid = std::process::id();
-        let entry = Entry { node: node.to_string(), store, pid, socket, mounts, holder, failed: None };
-        let registration = Registration { dir, entry, left: false };
+        let (node, began) = (node.to_string(), Began::default());
+        let entry = Entry { node, store, pid, socket, mounts, holder, began, failed: None };
+        let mut registration = Registration { dir, entry, left: false };
         registration.write()?;
         Ok(registration)
     }
@@ -300,7 +314,9 @@ impl Registration {
         self.left = true;
     }
 
-    fn write(&self) -> io::Result<()> {
+    fn write(&mut self) -> io::Result<()> {
+        let began = |pid: Option<u32>| pid.and_then(Process::find).map_or(0, Process::start_ticks);
+        self.entry.began = Began { server: began(Some(self.entry.pid)), holder: began(self.entry.holder) };
         let path = self.dir.entry_path(&self.entry.node);
         let temporary = path.with_extension(format!("new{}", self.entry.pid));
         let content = serde_json::to_vec(&self.entry).map_err(io::Error::other)?;
@@ -385,14 +401,18 @@ mod tests {
         let entry = Entry {
             node: node.clone(),
             store: "/s".into(),
-            pid: 1,
+            // Numbers that live, of processes that do not: such as these began at other times.
+            pid: std::process::id(),
             socket: "/x".into(),
             mounts: vec![],
-            holder: None,
+            holder: Some(std::process::id()),
+            began: Began { server: 1, holder: 1 },
             failed: None,
         };
         fs::write(dir.entry_path(&node), serde_json::to_vec(&entry).unwrap()).unwrap();
+        let since = Instant::now();
         assert!(matches!(dir.look(&node), Found::Absent));
+        assert!(since.elapsed() < NEXT_PATIENCE, "nobody is waited for");
     }
 
     #[test]

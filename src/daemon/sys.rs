@@ -88,6 +88,16 @@ impl Process {
         Some(Process { pid, start_ticks: fields.nth(18)?.parse().ok()? })
     }
 
+    /// As [`Process::find`], if it began then; numbers are used again.
+    pub fn that_began(pid: u32, start_ticks: u64) -> Option<Process> {
+        Process::find(pid).filter(|process| process.start_ticks == start_ticks)
+    }
+
+    /// When it began, in clock ticks since the machine did.
+    pub fn start_ticks(self) -> u64 {
+        self.start_ticks
+    }
+
     /// Whether it still runs.
     pub fn is_running(self) -> bool {
         Process::find(self.pid) == Some(self)
