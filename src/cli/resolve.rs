@@ -14,9 +14,10 @@ use crate::daemon::client::{Backend, Client};
 use crate::daemon::offline;
 use crate::daemon::protocol::{ControlError, Request, Response, StatusReport, Target};
 use crate::daemon::registry::{
-    self, Found, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX, MountAttribute, MountEntry,
+    self, Entry, Found, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX, MountAttribute, MountEntry,
 };
 use crate::daemon::sys::{END_PATIENCE, getxattr};
+use crate::types::Ino;
 
 /// The volume that `init` makes.
 pub(super) const DEFAULT_VOLUME: &str = "main";
@@ -69,14 +70,29 @@ pub(super) fn is_dead(path: &Path) -> bool {
 }
 
 /// The store whose mount `path` lies in, where its servers keep dying and the mount cannot be asked.
-pub(super) fn failing(path: &Path) -> Option<registry::Entry> {
+pub(super) fn failing(path: &Path) -> Option<Entry> {
     let path = std::path::absolute(path).ok()?;
-    let here = |entry: &registry::Entry| entry.mounts.iter().any(|m| path.starts_with(&m.mountpoint));
+    let here = |entry: &Entry| entry.mounts.iter().any(|m| path.starts_with(&m.mountpoint));
     registry::running().into_iter().find(|entry| entry.failed.is_some() && here(entry))
 }
 
+fn unreadable(path: &Path) -> ControlError {
+    io_error("looking at", path, &io::Error::from_raw_os_error(libc::EIO))
+}
+
+/// What the registry knows of the mount that `path` lies in, where damage keeps the path itself from saying it.
+fn registered(path: &Path) -> Option<MountAttribute> {
+    let path = std::path::absolute(path).ok()?;
+    registry::running().into_iter().find_map(|entry| {
+        let mount = entry.mounts.iter().find(|m| path.starts_with(&m.mountpoint))?.clone();
+        let MountEntry { volume, mountpoint } = mount;
+        let Entry { store, node, socket, .. } = entry;
+        Some(MountAttribute { store, node, volume, mountpoint, socket, ino: Ino::ROOT.0 })
+    })
+}
+
 /// As [`failing`], also for the store's directory.
-pub(super) fn failed_store(path: &Path) -> Option<registry::Entry> {
+pub(super) fn failed_store(path: &Path) -> Option<Entry> {
     let store = path.canonicalize().ok();
     let running = || registry::running().into_iter();
     failing(path).or_else(|| running().find(|e| e.failed.is_some() && Some(&e.store) == store.as_ref()))
@@ -93,6 +109,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
             return Err(ControlError::no_store(path));
         }
         Err(nix::errno::Errno::EIO) if failing(path).is_some() => return Ok(None),
+        Err(nix::errno::Errno::EIO) => return registered(path).map(Some).ok_or_else(|| unreadable(path)),
         Err(nix::errno::Errno::ENOTCONN) => {
             let text = format!("the server of the mount at {} is gone; rewindfs umount it", shown(path));
             return Err(ControlError::failed(text));
@@ -108,6 +125,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
         Err(e) => match e.raw_os_error() {
             Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => return Ok(None),
             Some(libc::EIO) if failing(path).is_some() => return Ok(None),
+            Some(libc::EIO) => return registered(path).map(Some).ok_or_else(|| unreadable(path)),
             _ => return Err(io_error("looking at", path, &e)),
         },
     };
@@ -161,13 +179,13 @@ pub(super) fn store(path: &Path, target: Target, key_file: Option<&Path>) -> Res
 }
 
 /// Why nobody answers for a store whose servers keep dying.
-pub(super) fn servers_die(entry: &registry::Entry) -> ControlError {
+pub(super) fn servers_die(entry: &Entry) -> ControlError {
     let why = entry.failed.as_deref().unwrap_or("the server is gone");
     ControlError::in_use(format!("{}: {why}", shown(&entry.store)))
 }
 
 /// A client of a registered server.
-pub(super) fn server_of(store: &Path, entry: &registry::Entry) -> Client {
+pub(super) fn server_of(store: &Path, entry: &Entry) -> Client {
     // An owner that cannot be seen must not mean that any server is trusted.
     let owner = fs::metadata(store).map_or(u32::MAX, |m| m.uid());
     Client::new(entry.socket.clone(), Some(owner))
