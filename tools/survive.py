@@ -17,6 +17,8 @@ import time
 
 STOP = threading.Event()
 FAILURES = []
+# To be called when all programs have ended.
+CLOSE = []
 
 
 def fail(who, what):
@@ -165,6 +167,7 @@ def names(root, seed):
 def appender(path):
     """Appends without fsync and reads back through the same descriptor, and through a mapping."""
     fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600)
+    CLOSE.append(lambda: os.close(fd))
     written = bytearray()
     rng = random.Random(3)
 
@@ -192,7 +195,8 @@ def database(path):
 
     def step(n):
         if not state:
-            state["db"] = sqlite3.connect(path, isolation_level=None, timeout=60)
+            state["db"] = sqlite3.connect(path, isolation_level=None, timeout=60, check_same_thread=False)
+            CLOSE.append(state["db"].close)
             db = state["db"]
             db.execute("pragma synchronous=full")
             db.execute("create table if not exists t (id integer primary key, v integer)")
@@ -299,6 +303,8 @@ def under_load(mount, options):
             if os.pread(fd, 100, 0) != b"%d/%d" % (n // 1000, n % 1000):
                 fail("held open", f"file {n} reads otherwise")
             os.close(fd)
+        for close in CLOSE:
+            close()
     print("done meanwhile:", ", ".join(f"{k} {v}" for k, v in sorted(COUNTS.items())), flush=True)
 
 
