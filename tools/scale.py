@@ -1,42 +1,27 @@
 """Figures of scale: many files, many snapshots, a barrier with full buffers. Run by tools/scale."""
 
 import argparse
-import json
 import os
 import random
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 
+from mounted import Mount
 
-class Mount:
-    """A store with its mount, and the server's memory and counters."""
 
-    def __init__(self, binary, home):
-        self.binary = binary
-        self.store = os.path.join(home, "store")
-        self.path = os.path.join(home, "mnt")
-        os.makedirs(self.path)
-        os.environ["REWINDFS_KEY_DIR"] = os.path.join(home, "keys")
-        self.run("init", self.store)
-
-    def run(self, *arguments):
-        done = subprocess.run([self.binary, *arguments], check=True, capture_output=True, text=True)
-        return done.stdout
+class Measured(Mount):
+    """A mount with the server's memory and counters."""
 
     def mount(self):
         start = time.monotonic()
-        self.run("mount", self.store, self.path)
+        super().mount()
         return time.monotonic() - start
 
     def umount(self):
         self.run("umount", self.path)
-
-    def status(self):
-        return json.loads(self.run("status", self.path, "--json"))
 
     def counters(self):
         return self.status()["counters"]
@@ -199,7 +184,7 @@ def main():
         if options.only in (None, name):
             home = os.path.join(options.dir, f"scale-{name}")
             os.makedirs(home)
-            mount = Mount(options.rewindfs, home)
+            mount = Measured(options.rewindfs, home)
             part(mount)
             mount.run("fsck", mount.store)
             shutil.rmtree(home)

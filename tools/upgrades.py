@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 
-from survive import Mount
+from mounted import Mount
 
 PORT = "54329"
 

@@ -76,19 +76,21 @@ pub(super) fn failing(path: &Path) -> Option<Entry> {
     registry::running().into_iter().find(|entry| entry.failed.is_some() && here(entry))
 }
 
-fn unreadable(path: &Path) -> ControlError {
-    io_error("looking at", path, &io::Error::from_raw_os_error(libc::EIO))
-}
-
-/// What the registry knows of the mount that `path` lies in, where damage keeps the path itself from saying it.
-fn registered(path: &Path) -> Option<MountAttribute> {
-    let path = std::path::absolute(path).ok()?;
-    registry::running().into_iter().find_map(|entry| {
-        let mount = entry.mounts.iter().find(|m| path.starts_with(&m.mountpoint))?.clone();
+/// What the registry knows of the mount that `path` lies in, where the path itself cannot say it: None when
+/// its servers keep dying.
+fn registered(path: &Path) -> Result<Option<MountAttribute>, ControlError> {
+    if failing(path).is_some() {
+        return Ok(None);
+    }
+    let at = std::path::absolute(path).unwrap_or_default();
+    let mount = registry::running().into_iter().find_map(|entry| {
+        let mount = entry.mounts.iter().find(|m| at.starts_with(&m.mountpoint))?.clone();
         let MountEntry { volume, mountpoint } = mount;
         let Entry { store, node, socket, .. } = entry;
         Some(MountAttribute { store, node, volume, mountpoint, socket, ino: Ino::ROOT.0 })
-    })
+    });
+    let unreadable = || io_error("looking at", path, &io::Error::from_raw_os_error(libc::EIO));
+    mount.map(Some).ok_or_else(unreadable)
 }
 
 /// As [`failing`], also for the store's directory.
@@ -108,8 +110,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
         Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {
             return Err(ControlError::no_store(path));
         }
-        Err(nix::errno::Errno::EIO) if failing(path).is_some() => return Ok(None),
-        Err(nix::errno::Errno::EIO) => return registered(path).map(Some).ok_or_else(|| unreadable(path)),
+        Err(nix::errno::Errno::EIO) => return registered(path),
         Err(nix::errno::Errno::ENOTCONN) => {
             let text = format!("the server of the mount at {} is gone; rewindfs umount it", shown(path));
             return Err(ControlError::failed(text));
@@ -124,8 +125,7 @@ pub(super) fn mount_of(path: &Path) -> Result<Option<MountAttribute>, ControlErr
         Ok(value) => value,
         Err(e) => match e.raw_os_error() {
             Some(libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS | libc::EPERM) => return Ok(None),
-            Some(libc::EIO) if failing(path).is_some() => return Ok(None),
-            Some(libc::EIO) => return registered(path).map(Some).ok_or_else(|| unreadable(path)),
+            Some(libc::EIO) => return registered(path),
             _ => return Err(io_error("looking at", path, &e)),
         },
     };

@@ -222,8 +222,7 @@ impl Store {
     }
 
     fn flush_if_due(&self) -> Result<()> {
-        let flushed = self.care.flushed.load(Ordering::Relaxed);
-        let behind = self.last().0.saturating_sub(flushed);
+        let behind = self.last().0.saturating_sub(self.care.flushed.load(Ordering::Relaxed));
         let due = self.care.replayed.load(Ordering::Relaxed)
             || behind >= self.config.index_flush_records
             || (behind > 0 && self.index.unflushed_bytes() >= self.config.index_flush_bytes);

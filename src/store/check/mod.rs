@@ -13,6 +13,7 @@ use super::affected::{Affected, GoOn, affected};
 use super::chunks::pack;
 use super::index::Frozen;
 use super::index::Seen;
+use super::journal;
 use super::keys::Keyring;
 use super::layout::{identify, node_of};
 use super::problem::{Part, Problem};
@@ -51,8 +52,6 @@ pub struct Findings {
     pub notes: Vec<String>,
     /// Chunks that are named and cannot be read; each is among the problems, too.
     pub damaged: Vec<DamagedChunk>,
-    /// The first record of the journal that cannot be read.
-    pub journal_damage: Option<Lsn>,
     /// Checkpoints that cannot be used.
     pub checkpoints: Vec<Lsn>,
     /// Packs whose frames are whole and whose footer is not.
@@ -108,7 +107,7 @@ impl Store {
         findings.notes.extend(self.notes.iter().cloned());
         self.check_small_files(&mut findings);
         progress("checking the journal", 0);
-        self.check_journal(findings.at, &mut findings)?;
+        self.check_journal(findings.at, &mut findings, |_| Ok(Ok(())))?;
         progress("checking the index", 25);
         if let Some(sweep) = self.check_versions(&frozen, &mut findings) {
             progress("counting references", 50);
@@ -140,21 +139,30 @@ impl Store {
         }
     }
 
-    /// Verifies the records up to `last`.
-    fn check_journal(&self, last: Lsn, findings: &mut Findings) -> Result<()> {
+    /// Verifies checksum and chain of the records up to `last`, and what `verify` says of each; its outer error
+    /// ends the reading.
+    pub(super) fn check_journal(
+        &self,
+        last: Lsn,
+        findings: &mut Findings,
+        mut verify: impl FnMut(&journal::Record) -> Result<Result<()>>,
+    ) -> Result<()> {
         let mut next = self.journal.oldest();
         while next <= last {
             let records = self.journal.read_from(next)?;
             for record in records.take_while(|r| r.as_ref().map_or(true, |r| r.lsn <= last)) {
-                match record {
-                    Ok(record) => {
+                let verified = match record {
+                    Ok(record) => verify(&record)?.map(|()| record.lsn),
+                    Err(e) => Err(e),
+                };
+                match verified {
+                    Ok(lsn) => {
                         findings.records += 1;
-                        next = record.lsn.next();
+                        next = lsn.next();
                     }
                     // Let go of meanwhile, because no checkpoint needs it any more.
                     Err(_) if self.journal.oldest() > next => break,
                     Err(e) => {
-                        findings.journal_damage = Some(next);
                         findings.problem(Part::Journal, e);
                         return Ok(());
                     }
@@ -170,8 +178,8 @@ impl Store {
 
     /// Compares all files of index and checkpoints with their sums.
     fn check_index_files(&self, findings: &mut Findings) -> Result<()> {
-        let (mut seen, advance): (Seen, &dyn Fn(u64) -> Result<()>) = (Seen::new(), &|_| Ok(()));
-        for problem in self.index.compare_tables(self.index.path(), &mut seen, advance)? {
+        let mut seen = Seen::new();
+        for problem in self.index.compare_tables(self.index.path(), &mut seen, &|_| Ok(()))? {
             findings.problem(Part::Table, problem);
         }
         findings.notes.extend(self.index.changed().iter().map(|text| format!("{text}; it was replaced")));

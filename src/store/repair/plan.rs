@@ -142,7 +142,7 @@ impl Store {
     /// The journal cannot be read at all.
     pub(super) fn plan_repair(&self, findings: &Findings) -> Result<Plan> {
         let mut plan = Plan { damaged: findings.damaged.clone(), ..Plan::default() };
-        let oldest = self.plan_journal(findings, &mut plan)?;
+        let oldest = self.plan_journal(&mut plan)?;
         self.plan_checkpoints(oldest, &mut plan);
         if findings.has(Part::Index) {
             plan.steps.push(Step::Index);
@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// Adds what the journal needs. Returns its oldest record afterwards.
-    fn plan_journal(&self, findings: &Findings, plan: &mut Plan) -> Result<Lsn> {
+    fn plan_journal(&self, plan: &mut Plan) -> Result<Lsn> {
         let (reached, chain) = {
             let state = self.index.state();
             (state.applied, Chain(state.chain))
@@ -206,7 +206,6 @@ impl Store {
                 return Ok(first);
             }
         };
-        tracing::debug!(?findings.journal_damage, at = %damage.lsn_expected, "journal damage");
         if reached < damage.lsn_expected {
             plan.steps.push(self.cut_tail(&damage, &segments, &paths));
             return Ok(whole.oldest());

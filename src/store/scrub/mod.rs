@@ -42,9 +42,10 @@ impl Store {
         control.begin("scrubbing the journal");
         self.scrub_journal(findings.at, control, &mut findings)?;
         control.begin("scrubbing the index");
-        self.scrub_index(&frozen, control, &mut findings)?;
+        let mut seen = Seen::new();
+        self.scrub_index(&frozen, control, &mut seen, &mut findings)?;
         control.begin("scrubbing the checkpoints");
-        self.scrub_checkpoints(control, &mut findings)?;
+        self.scrub_checkpoints(control, &mut seen, &mut findings)?;
         control.begin("scrubbing the packs");
         self.scrub_packs(&frozen, (from_pack, end), control, &mut findings)?;
         self.name_files(&frozen, &mut findings, &|| control.advance(0))?;
@@ -56,8 +57,8 @@ impl Store {
     /// Bytes of everything, for the progress.
     fn bytes_to_read(&self) -> u64 {
         let index = bytes_below(&self.layout.index);
-        // The index is read twice: its files, and its rows with what they hold.
-        2 * index
+        // The index is read three times: its rows with what they hold, its files' blocks, and their checksums.
+        3 * index
             + bytes_below(&self.layout.packs)
             + self.journal.bytes()
             + bytes_below(&self.layout.checkpoints)
@@ -65,40 +66,22 @@ impl Store {
 
     /// Every frame's checksum and chain, and that every body opens and decodes.
     fn scrub_journal(&self, last: Lsn, control: &Control, findings: &mut Findings) -> Result<()> {
-        let mut next = self.journal.oldest();
-        while next <= last {
-            forget_cached(&self.layout.journal);
-            for record in self.journal.read_from(next)? {
-                let opened = record.and_then(|r| {
-                    control.advance(r.body.len() as u64 + STEP_BYTES)?;
-                    open_record(&self.sealer, r.lsn, r.term, &r.body).map(|_| r.lsn)
-                });
-                match opened {
-                    Ok(lsn) => {
-                        findings.records += 1;
-                        next = lsn.next();
-                    }
-                    Err(e) if control.is_cancelled() => return Err(e),
-                    // Let go of meanwhile, because no checkpoint needs it any more.
-                    Err(_) if self.journal.oldest() > next => break,
-                    Err(e) => {
-                        findings.journal_damage = Some(next);
-                        findings.problem(Part::Journal, e);
-                        return Ok(());
-                    }
-                }
-            }
-            next = next.max(self.journal.oldest());
-            if self.journal.last().0 < next {
-                break;
-            }
-        }
-        Ok(())
+        forget_cached(&self.layout.journal);
+        self.check_journal(last, findings, |r| {
+            control.advance(r.body.len() as u64 + STEP_BYTES)?;
+            Ok(open_record(&self.sealer, r.lsn, r.term, &r.body).map(drop))
+        })
     }
 
     /// Every row as it was frozen, opened and compared with its check; then the files on the disk, past every
     /// cache of ours.
-    fn scrub_index(&self, frozen: &Frozen<'_>, control: &Control, findings: &mut Findings) -> Result<()> {
+    fn scrub_index(
+        &self,
+        frozen: &Frozen<'_>,
+        control: &Control,
+        seen: &mut Seen,
+        findings: &mut Findings,
+    ) -> Result<()> {
         let read = frozen.versions(|row| {
             findings.versions += 1;
             control.advance(row.key.len() as u64 + row.stored.public.len() as u64 + STEP_BYTES)?;
@@ -116,8 +99,8 @@ impl Store {
             remove_tree(linked)?;
             self.index.checkpoint(linked)?;
             let advance = |bytes| control.advance(bytes);
-            let read = self.read_files(linked, control).and_then(|()| {
-                changed = self.index.compare_tables(linked, &mut Seen::new(), &advance)?;
+            let read = self.read_files(linked, control, seen).and_then(|()| {
+                changed = self.index.compare_tables(linked, seen, &advance)?;
                 Ok(())
             });
             remove_tree(linked)?;
@@ -134,9 +117,9 @@ impl Store {
         }
     }
 
-    fn scrub_checkpoints(&self, control: &Control, findings: &mut Findings) -> Result<()> {
+    fn scrub_checkpoints(&self, control: &Control, seen: &mut Seen, findings: &mut Findings) -> Result<()> {
         for (lsn, path) in self.layout.checkpoints_made() {
-            match self.read_files(&path, control) {
+            match self.read_files(&path, control, seen) {
                 Ok(()) => {}
                 Err(e) if control.is_cancelled() => return Err(e),
                 // One that retention has removed meanwhile is no problem.
@@ -151,11 +134,11 @@ impl Store {
         Ok(())
     }
 
-    /// Reads all blocks of a checkpoint's files.
-    pub(super) fn read_files(&self, checkpoint: &Path, control: &Control) -> Result<()> {
+    /// Reads all blocks of a checkpoint's files, and compares with their sums those not yet `seen` to be well.
+    fn read_files(&self, checkpoint: &Path, control: &Control, seen: &mut Seen) -> Result<()> {
         forget_cached(checkpoint);
         let opened = Index::open_checkpoint(checkpoint, self.sealer.clone())?;
-        index::compare_checkpoint(checkpoint, &mut Seen::new(), &|bytes| control.advance(bytes))?;
+        index::compare_checkpoint(checkpoint, seen, &|bytes| control.advance(bytes))?;
         opened.freeze().read_all(|bytes| control.advance(bytes)).map(drop)
     }
 
