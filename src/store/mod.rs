@@ -28,6 +28,7 @@ mod replay;
 mod requests;
 mod room;
 pub mod scrub;
+pub mod sums;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

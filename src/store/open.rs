@@ -18,6 +18,7 @@ use super::layout::{Layout, identify, node_of, remove_tree};
 use super::model::Edit;
 use super::opener::{Base, Opener};
 use super::room::Room;
+use super::sums::{edited_settings, remember_settings};
 use super::{Committed, Problems, Store};
 use crate::types::error::IoContext;
 use crate::types::{Clock, Disk, Error, OsDisk, Result, StoreUuid, SystemClock, Term};
@@ -93,7 +94,12 @@ fn unlock(
     let keyring = Keyring::load(&OsDisk, &layout.keyring)?;
     if keyring.store() != id {
         let place = layout.keyring.display().to_string();
-        return Err(Error::corrupt("keyring", place, "it belongs to another store"));
+        let identity = layout.identity.display();
+        return Err(Error::corrupt(
+            "keyring",
+            place,
+            format!("it belongs to another store than {identity} names"),
+        ));
     }
     let key: Option<KeyMaterial> = if keyring.is_encrypted() {
         let path = match key_file {
@@ -202,6 +208,12 @@ impl Store {
             // What a killed scrub left keeps the space of old tables.
             remove_tree(&store.layout.checkpoint_scrubbed)?;
             store.begin_reign(Term(term.0 + 1))?;
+            for edited in edited_settings(&store.layout.root) {
+                tracing::warn!("{edited}");
+            }
+            if let Err(error) = remember_settings(&store.layout.root) {
+                tracing::warn!(%error, "settings and ids were not summed up: fsck compares them with older ones");
+            }
             store.room.take();
         }
         Ok(store)

@@ -12,12 +12,12 @@ use std::collections::{BTreeSet, HashSet};
 use super::affected::{Affected, GoOn, affected};
 use super::chunks::pack;
 use super::index::Frozen;
-use super::index::Seen;
 use super::journal;
 use super::keys::Keyring;
 use super::layout::{identify, node_of};
 use super::problem::{Part, Problem};
 use super::replay::Progress;
+use super::sums::{Seen, edited_settings};
 use super::{Config, Store};
 use crate::types::{ChunkId, Error, Lsn, OsDisk, PackId, Result};
 
@@ -137,6 +137,7 @@ impl Store {
         for e in [identity, keyring, config, node].into_iter().filter_map(Result::err) {
             findings.problem(Part::Small, e);
         }
+        findings.notes.extend(edited_settings(&self.layout.root));
     }
 
     /// Verifies checksum and chain of the records up to `last`, and what `verify` says of each; its outer error

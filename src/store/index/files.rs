@@ -8,9 +8,9 @@ use rocksdb::{
     WaitForCompactOptions,
 };
 
-use super::sums::{Advance, Seen, Sums};
 use super::{CHECKPOINT_CACHE_BYTES, FAMILIES, Index, family_options, index_error};
 use crate::store::keys::Sealer;
+use crate::store::sums::{Advance, Seen, Sums};
 use crate::types::error::IoContext;
 use crate::types::{Error, Lsn, Result};
 

@@ -11,7 +11,6 @@ pub mod keys;
 mod mend;
 pub mod rows;
 pub mod scan;
-mod sums;
 mod txn;
 pub mod view;
 
@@ -26,15 +25,14 @@ use rocksdb::{
 };
 
 use crate::store::keys::Sealer;
+use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, Result};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
-use sums::Sums;
 
 pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
 pub use frozen::Frozen;
-pub use sums::{Advance, Seen};
 pub use txn::{Locate, wants_rebind};
 pub use view::{Version, View};
 

@@ -9,6 +9,7 @@ use crate::store::index::{self, Index};
 use crate::store::journal::segment::{first_of, path_of};
 use crate::store::journal::{Chain, Damage, Journal, JournalOptions, Outcome, UnorderedTail};
 use crate::store::problem::Part;
+use crate::store::sums::Seen;
 use crate::types::error::IoContext;
 use crate::types::{ChunkId, Lsn, PackId, Result};
 
@@ -286,7 +287,7 @@ impl Store {
 /// Reads all of a checkpoint; returns the record that it reaches.
 fn verify_checkpoint(path: &Path, sealer: &Arc<crate::store::keys::Sealer>) -> Result<Lsn> {
     let reached = index::checkpoint_reaches(path, sealer)?;
-    index::compare_checkpoint(path, &mut index::Seen::new(), &|_| Ok(()))?;
+    index::compare_checkpoint(path, &mut Seen::new(), &|_| Ok(()))?;
     Index::open_checkpoint(path, sealer.clone())?.freeze().read_all(|_| Ok(()))?;
     Ok(reached)
 }

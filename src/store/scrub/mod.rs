@@ -12,12 +12,13 @@ use super::Store;
 use super::check::Findings;
 use super::index::frozen::VersionRow;
 use super::index::keys::{self, Family};
-use super::index::{self, Frozen, Index, Seen};
+use super::index::{self, Frozen, Index};
 use super::last_scrub::LastScrub;
 use super::layout::remove_tree;
 use super::model::{Dirent, Inode, Recipe, Xattr};
 use super::problem::Part;
 use super::replay::open_record;
+use super::sums::Seen;
 use crate::types::{Error, Lsn, OsDisk, PackId, Result};
 
 /// What a scrub costs that reads one frame or row beside its bytes, so that small ones count too.

@@ -139,31 +139,35 @@ fn every_change_of_the_keyring_is_named() {
 }
 
 #[test]
-fn no_change_of_the_settings_does_harm() {
-    // Text without a checksum, for people to edit: another valid value is a valid value.
-    campaign(
-        "config.toml",
-        |_| true,
-        |patient, _, said, what| {
-            let text = fs::read(patient.store.path().join("config.toml")).expect("reading");
-            let readable = std::str::from_utf8(&text).is_ok_and(|t| toml::from_str::<toml::Table>(t).is_ok());
-            assert!(said.named || readable, "{what}: {}", said.text);
-            assert!(!said.named || said.text.contains("config.toml"), "{what}: {}", said.text);
-        },
-    );
+fn every_change_of_settings_and_ids_is_named() {
+    for part in ["config.toml", "node", "store"] {
+        campaign(
+            part,
+            |_| true,
+            |patient, _, said, what| {
+                must_be_named(said, what);
+                let path = patient.store.path().join(part).display().to_string();
+                assert!(said.text.contains(&path), "{what}: {}", said.text);
+            },
+        );
+    }
 }
 
 #[test]
-fn every_change_of_the_identity_is_named() {
-    campaign(
-        "store",
-        |_| true,
-        |_, _, said, what| {
-            // The line end is no part of it.
-            let whole = said.text.contains("\"clean\":true");
-            assert!(said.named || (whole && what.contains("byte 49 ")), "{what}: {}", said.text);
-        },
-    );
+fn an_edit_of_the_settings_is_told_until_the_store_is_opened_with_it() {
+    let mut rng = Rng::printed();
+    let patient = Patient::small(&mut rng);
+    let path = patient.store.path().join("config.toml");
+    let text = fs::read_to_string(&path).expect("reading");
+    fs::write(&path, format!("# mine\n{text}")).expect("writing");
+    for _ in 0..2 {
+        let (run, report) = patient.report(&["fsck"]);
+        assert_eq!(run.code, 0, "{run:?}");
+        assert!(report["notes"].to_string().contains("config.toml has changed"), "{report}");
+    }
+    patient.store.mount().umount();
+    let (run, report) = patient.report(&["fsck"]);
+    assert!(run.code == 0 && report["notes"] == Value::Array(vec![]), "{report}");
 }
 
 /// The file and nothing else is said to be changed, or what RocksDB could not read for it.

@@ -1,9 +1,13 @@
-//! Checksums of the index's files. RocksDB verifies the blocks that it reads; its Bloom filters and statistics,
-//! and what it takes for the torn end of a list, it believes or ignores. `fsck` and `scrub` compare whole files.
+//! Checksums of files that carry none of their own, or none that covers every byte. `fsck` and `scrub` compare
+//! whole files. The format is in docs/FORMAT.md.
 //!
-//! A table (`*.sst`) never changes, so its sum holds for as long as the file exists. Lists (`CURRENT`,
-//! `MANIFEST-*`) change while the index is open: their sums are there while it is closed, and in
-//! checkpoints. The format is in docs/FORMAT.md.
+//! The index: RocksDB verifies the blocks that it reads; its Bloom filters and statistics, and what it takes for
+//! the torn end of a list, it believes or ignores. A table (`*.sst`) never changes, so its sum holds for as
+//! long as the file exists. Lists (`CURRENT`, `MANIFEST-*`) change while the index is open: their sums are there
+//! while it is closed, and in checkpoints.
+//!
+//! The settings and ids of a store: text, which people may edit, so a change is told and not refused. Their sums
+//! are those of the last opening for writing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
@@ -44,6 +48,9 @@ fn is_table(name: &str) -> bool {
     name.ends_with(".sst")
 }
 
+/// Text in the store's directory.
+const SETTINGS: [&str; 3] = ["config.toml", "node", "store"];
+
 /// The rest are logs, a lock, and what RocksDB writes down for people (`OPTIONS-*`, `IDENTITY`).
 fn is_list(name: &str) -> bool {
     name == "CURRENT" || name.starts_with("MANIFEST-")
@@ -61,7 +68,7 @@ impl Sums {
             read => read.at("reading", &path)?,
         };
         Sums::decode(&bytes)
-            .ok_or_else(|| Error::corrupt("index checksums", path.display().to_string(), "they do not read"))
+            .ok_or_else(|| Error::corrupt("checksums", path.display().to_string(), "they do not read"))
     }
 
     /// Sums of all files in a directory; those of tables that are `known` are believed.
@@ -115,7 +122,8 @@ impl Sums {
         let mut problems = Vec::new();
         for (name, expected) in &self.0 {
             let path = dir.join(name);
-            let wrong = |detail: &str| Error::corrupt("index file", path.display().to_string(), detail);
+            let what = if SETTINGS.contains(&&**name) { "settings" } else { "index file" };
+            let wrong = |detail: &str| Error::corrupt(what, path.display().to_string(), detail);
             let place = fs::metadata(&path).map(|meta| (meta.dev(), meta.ino())).ok();
             match place {
                 Some(place) if seen.contains(&place) => continue,
@@ -164,7 +172,7 @@ impl Sums {
         let sums = lines.map(|line| {
             let mut words = line.splitn(3, ' ');
             let (hash, bytes, name) = (unhex(words.next()?)?, words.next()?.parse().ok()?, words.next()?);
-            let plain = !name.contains('/') && (is_table(name) || is_list(name));
+            let plain = !name.contains('/') && (is_table(name) || is_list(name) || SETTINGS.contains(&name));
             plain.then(|| (name.to_owned(), Sum { bytes, hash }))
         });
         sums.collect::<Option<_>>().map(Sums)
@@ -182,6 +190,34 @@ fn sum_of(path: &Path, advance: Advance<'_>) -> Result<Sum> {
         advance(n as u64)?;
     }
     Ok(Sum { bytes, hash: *hasher.finalize().as_bytes() })
+}
+
+/// What changed in a store's settings and ids since it was last opened for writing, one sentence each.
+pub(super) fn edited_settings(root: &Path) -> Vec<String> {
+    let compared = Sums::load(root).and_then(|sums| sums.compare(root, &mut Seen::new(), &|_| Ok(())));
+    let told = |e: Error| match e {
+        Error::Corrupt { place, .. } => {
+            format!("{place} has changed since the store was last opened for writing; was it you?")
+        }
+        e => e.to_string(),
+    };
+    compared.unwrap_or_else(|e| vec![e]).into_iter().map(told).collect()
+}
+
+/// Remembers them as they are.
+///
+/// # Errors
+/// [`Error::Io`], [`Error::NoSpace`].
+pub(super) fn remember_settings(root: &Path) -> Result<()> {
+    let mut sums = Sums::default();
+    for name in SETTINGS {
+        sums.0.insert(name.to_owned(), sum_of(&root.join(name), &|_| Ok(()))?);
+    }
+    // Most openings find nothing new.
+    match Sums::load(root) {
+        Ok(known) if known == sums => Ok(()),
+        _ => sums.store(root),
+    }
 }
 
 /// Before RocksDB opens a directory for writing: compares its lists, and takes their sums away, since they
