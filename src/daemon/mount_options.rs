@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text::wire_path_option;
 use crate::mount::KernelOptions;
+use crate::volume::AccessTimes;
 
 /// Bytes of one `-o` text; `mount(2)` takes a page.
 const TEXT_BYTES_MAX: usize = 4096;
@@ -115,6 +116,16 @@ impl Default for MountOptions {
 }
 
 impl MountOptions {
+    /// When reading a file moves its access time.
+    pub fn access_times(&self) -> AccessTimes {
+        match self.atime {
+            _ if self.ro => AccessTimes::Never,
+            Atime::Noatime => AccessTimes::Never,
+            Atime::Relatime => AccessTimes::Relatime,
+            Atime::Strictatime => AccessTimes::Always,
+        }
+    }
+
     /// The defaults of `uid`: root's mounts look like a disk's (`allow_other,default_permissions,dev,suid`);
     /// other users get what `fusermount3` grants without configuration.
     pub fn defaults_for(uid: u32) -> MountOptions {

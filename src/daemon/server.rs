@@ -23,7 +23,7 @@ use super::rights::control_error;
 use super::spawn::ServeOptions;
 use crate::mount::{Connection, Mounted, Settings, is_mounted, nodeid::Node};
 use crate::store::{OpenOptions, Store};
-use crate::volume::{Volume, Volumes};
+use crate::volume::{AccessTimes, Volume, Volumes};
 
 /// How long requests under way get when the server ends.
 const GRACE: Duration = Duration::from_secs(10);
@@ -70,6 +70,7 @@ impl Server {
             socket: self.socket.clone(),
             ino: 0,
         };
+        let access_times = options.access_times();
         Settings {
             acl: match (options.allow_other, options.allow_root) {
                 (true, _) => SessionACL::All,
@@ -82,6 +83,8 @@ impl Server {
             owner_uid: self.owner,
             readahead_bytes: config.readahead_bytes,
             resend: options.resend,
+            access_times,
+            dir_access_times: if options.nodiratime { AccessTimes::Never } else { access_times },
             attribute: Arc::new(move |name, node| {
                 if name != MOUNT_ATTRIBUTE.as_bytes() {
                     return None;

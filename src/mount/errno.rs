@@ -22,6 +22,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::NoAttribute => Errno::ENODATA,
         FsError::AttributeTooLarge => Errno::ENOSPC,
         FsError::NoSuchOffset => Errno::ENXIO,
+        FsError::NoAccess => Errno::EACCES,
         FsError::NotPermitted(_) => Errno::EPERM,
         FsError::NotSupported => Errno::EOPNOTSUPP,
         FsError::Held(_) => Errno::EBUSY,

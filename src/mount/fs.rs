@@ -3,12 +3,11 @@
 //! Long because the FUSE protocol has that many operations; each handler is a few lines.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use fuser::{
     BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
@@ -17,53 +16,26 @@ use fuser::{
     ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
+use super::answers::{answer_attr, answer_data, answer_empty, answer_entry, answer_xattr};
 use super::convert::{file_attr, file_type, from_request, kind_of_mode, time_or_now};
 use super::errno::errno;
+use super::inner::{FOREVER, Inner, NEVER, new_node};
 use super::nodeid::Node;
-use super::orphans::Orphans;
-use super::outcomes::Outcome;
-pub(super) use super::outcomes::Outcomes;
-use super::settings::Settings;
 use super::snapdir;
-use super::views::Views;
-use crate::arena::Ticket;
 use crate::store::chunks::pool::Pool;
-use crate::store::model::{FileKind, RequestId};
-use crate::types::{Ino, Lsn};
-use crate::volume::{
-    Allocate, Attr, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, Volume, Volumes,
-    XattrMode,
-};
+use crate::store::model::FileKind;
+use crate::types::Ino;
+use crate::volume::acl::{Acl, AclKind};
+use crate::volume::{Allocate, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, XattrMode};
 
-/// All change passes through us, so the kernel may keep what it knows.
-const FOREVER: Duration = Duration::from_secs(24 * 3600);
-/// Names of snapshots come and go by the command line as well, and a deleted one must be gone at once.
-const NEVER: Duration = Duration::ZERO;
 /// Largest request.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
 /// Requests that the kernel has in flight in the background (read-ahead, mostly).
 const BACKGROUND_MAX: u16 = 64;
 /// Threads for requests that wait for a disk: fsync, snapshots, copies, writes over the budget.
 const WAITERS: usize = 16;
-/// The bit of a request's number that says that the kernel sends it again.
-const RESENT: u64 = 1 << 63;
 /// The flag of `fallocate` that keeps the size.
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
-
-/// What every handler needs; shared with threads that answer later.
-pub(super) struct Inner {
-    pub(super) volumes: Arc<Volumes>,
-    pub(super) volume: Arc<Volume>,
-    pub(super) views: Views,
-    pub(super) orphans: Arc<Orphans>,
-    pub(super) settings: Settings,
-    pub(super) connection: u64,
-    pub(super) outcomes: Outcomes,
-    /// Whether requests that change nothing are noted too: where the kernel does not send them again.
-    pub(super) notes_all: AtomicBool,
-    /// The directory below, for `statfs`.
-    pub(super) below: File,
-}
 
 /// The filesystem that fuser calls.
 pub(super) struct Adapter {
@@ -77,187 +49,23 @@ impl Adapter {
     }
 }
 
-/// Where an operation happens: the live tree, or a point.
-type At = Option<Lsn>;
-
-impl Inner {
-    /// Runs a reading operation on a node, and makes sure afterwards that its view was whole all the time.
-    fn read<T>(&self, node: INodeNo, run: impl FnOnce(At, Ino) -> FsResult<T>) -> FsResult<T> {
-        match Node::from_id(node.0) {
-            Node::Live(ino) | Node::Second(ino) => run(None, ino),
-            Node::Past { view, ino } => {
-                let at = self.views.point(view)?;
-                let result = run(Some(at), ino)?;
-                self.views.check(at)?;
-                Ok(result)
-            }
-            Node::Snapshots(_) => Err(FsError::IsDir),
-        }
+/// The namespaces that are kept. Of `system.` only ACLs exist, and those where the kernel checks them.
+fn check_xattr_name(inner: &Inner, name: &OsStr) -> FsResult<()> {
+    if AclKind::of_name(name.as_bytes()).is_some() && inner.acls.load(Ordering::Relaxed) {
+        return Ok(());
     }
-
-    /// The live inode of a node that is to be changed.
-    fn live(node: INodeNo) -> FsResult<Ino> {
-        match Node::from_id(node.0) {
-            Node::Live(ino) | Node::Second(ino) => Ok(ino),
-            _ => Err(FsError::ReadOnly),
-        }
-    }
-
-    /// A live directory and a name in it that is to be changed; the snapshot directory's cannot be.
-    fn place<'a>(&self, parent: INodeNo, name: &'a OsStr) -> FsResult<(Ino, &'a [u8])> {
-        let ino = Self::live(parent)?;
-        if self.is_snapdir(name) { Err(FsError::ReadOnly) } else { Ok((ino, name.as_bytes())) }
-    }
-
-    fn is_snapdir(&self, name: &OsStr) -> bool {
-        name.as_bytes() == self.settings.snapdir_name.as_bytes()
-    }
-
-    fn request(&self, req: &Request) -> Option<RequestId> {
-        Some(RequestId { connection: self.connection, unique: req.unique().0 & !RESENT })
-    }
-
-    /// Notes in the arena that a request which changes something is being carried out. To be dropped after
-    /// the answer.
-    fn note(&self, req: &Request) -> Ticket {
-        let unique = req.unique().0 & !RESENT;
-        let repeated = req.unique().0 & RESENT != 0;
-        self.volume.arena().begin((self.connection, unique), repeated, self.volume.store().last())
-    }
-
-    /// As [`Inner::note`], for a request that only reads.
-    fn note_read(&self, req: &Request) -> Option<Ticket> {
-        self.notes_all.load(Ordering::Relaxed).then(|| self.note(req))
-    }
-
-    /// What a request did that an earlier server carried out and did not answer.
-    fn outcome(&self, req: &Request) -> Option<&Outcome> {
-        if req.unique().0 & RESENT == 0 { None } else { self.outcomes.of_request(req.unique().0 & !RESENT) }
-    }
-
-    /// Carries a request out, unless that has been done: then `again` says what it came to.
-    fn once<T>(
-        &self,
-        req: &Request,
-        again: impl FnOnce(&Outcome) -> FsResult<T>,
-        run: impl FnOnce(Option<RequestId>) -> FsResult<T>,
-    ) -> FsResult<T> {
-        match self.outcome(req) {
-            Some(outcome) => again(outcome),
-            None => run(self.request(req)),
-        }
-    }
-
-    /// The attributes of what a repeated request made. It may have been removed again meanwhile; then the
-    /// kernel is to look anew.
-    fn made(&self, outcome: &Outcome) -> FsResult<Attr> {
-        let ino = outcome.named.ok_or(FsError::Stale)?;
-        self.volume.getattr(None, ino).map_err(|_| FsError::Stale)
-    }
-
-    fn attr(&self, node: INodeNo) -> FsResult<(Node, Attr)> {
-        let node = Node::from_id(node.0);
-        if let Node::Snapshots(dir) = node {
-            return Ok((node, snapdir::attr(&self.volume, dir)?));
-        }
-        Ok((node, self.read(INodeNo(node.id()), |at, ino| self.volume.getattr(at, ino))?))
-    }
-
-    fn lookup(&self, parent: INodeNo, name: &OsStr) -> FsResult<(Node, Attr, Duration)> {
-        match Node::from_id(parent.0) {
-            Node::Snapshots(dir) => {
-                let (node, attr) = snapdir::lookup(&self.volume, &self.views, dir, name.as_bytes())?;
-                Ok((node, attr, NEVER))
-            }
-            Node::Live(dir) if self.is_snapdir(name) => {
-                Ok((Node::Snapshots(dir), snapdir::attr(&self.volume, dir)?, NEVER))
-            }
-            parent_node => {
-                let attr = self.read(parent, |at, dir| self.volume.lookup(at, dir, name.as_bytes()))?;
-                Ok((beside(parent_node, attr.ino), attr, FOREVER))
-            }
-        }
-    }
-
-    fn make(&self, req: &Request, parent: INodeNo, name: &OsStr, node: NewNode) -> FsResult<Attr> {
-        let (dir, name) = self.place(parent, name)?;
-        self.once(req, |o| self.made(o), |request| self.volume.make(dir, name, node, request))
-    }
-
-    /// Whether a node may be opened for writing.
-    fn check_open(node: INodeNo, flags: OpenFlags) -> FsResult<()> {
-        let writes = flags.acc_mode() != OpenAccMode::O_RDONLY || flags.0 & libc::O_TRUNC != 0;
-        if writes { Self::live(node).map(drop) } else { Ok(()) }
-    }
-}
-
-/// The node of `ino` in the same tree as `node`.
-fn beside(node: Node, ino: Ino) -> Node {
-    match node {
-        Node::Past { view, .. } => Node::Past { view, ino },
-        _ => Node::Live(ino),
-    }
-}
-
-/// Something new that belongs to whoever asks; `mode` holds permission bits and perhaps a format.
-fn new_node(kind: FileKind, mode: u32, req: &Request) -> NewNode {
-    NewNode { kind, mode: mode as u16, owner: (req.uid(), req.gid()), rdev: 0, target: Vec::new() }
-}
-
-fn answer_entry(reply: ReplyEntry, result: FsResult<(Node, Attr, Duration)>) {
-    match result {
-        Ok((node, attr, keep)) => {
-            let generation = Generation(attr.attrs.generation);
-            reply.entry_with_ttls(&keep, &keep, &file_attr(node, &attr), generation);
-        }
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn answer_attr(reply: ReplyAttr, result: FsResult<(Node, Attr)>) {
-    match result {
-        Ok((node, attr)) => {
-            let keep = if matches!(node, Node::Snapshots(_)) { NEVER } else { FOREVER };
-            let mut file = file_attr(node, &attr);
-            file.ino = INodeNo(node.st_ino());
-            reply.attr(&keep, &file);
-        }
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn answer_data(reply: ReplyData, result: FsResult<Vec<u8>>) {
-    match result {
-        Ok(bytes) => reply.data(&bytes),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn answer_empty<T>(reply: ReplyEmpty, result: FsResult<T>) {
-    match result {
-        Ok(_) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn answer_xattr(reply: ReplyXattr, size: u32, result: FsResult<Vec<u8>>) {
-    match result {
-        Ok(value) if size == 0 => reply.size(value.len() as u32),
-        Ok(value) if value.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(value) => reply.data(&value),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-/// The namespaces that are kept. POSIX ACLs (`system.`) need more than storing; until they are kept in full
-/// they are refused.
-fn check_xattr_name(name: &OsStr) -> FsResult<()> {
     let kept = [b"user.".as_slice(), b"trusted.", b"security."];
     match kept.iter().find_map(|space| name.as_bytes().strip_prefix(*space)) {
         None => Err(FsError::NotSupported),
         Some(b"") => Err(FsError::Invalid("a name without its namespace is empty")),
         Some(_) => Ok(()),
     }
+}
+
+/// The list of names that those without privilege see.
+fn without_trusted(names: &[u8]) -> Vec<u8> {
+    let seen = names.split_inclusive(|b| *b == 0).filter(|name| !name.starts_with(b"trusted."));
+    seen.flatten().copied().collect()
 }
 
 impl Filesystem for Adapter {
@@ -270,9 +78,14 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_HANDLE_KILLPRIV_V2
             | InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP
             | InitFlags::FUSE_NO_EXPORT_SUPPORT
-            | InitFlags::FUSE_EXPLICIT_INVAL_DATA;
+            | InitFlags::FUSE_EXPLICIT_INVAL_DATA
+            // With ACLs the umask is ours to apply: a default ACL takes its place.
+            | InitFlags::FUSE_POSIX_ACL
+            | InitFlags::FUSE_DONT_MASK;
         // An older kernel does without what it does not know.
-        let _ = config.add_capabilities(wanted & config.capabilities());
+        let agreed = wanted & config.capabilities();
+        let _ = config.add_capabilities(agreed);
+        self.inner.acls.store(agreed.contains(InitFlags::FUSE_POSIX_ACL), Ordering::Relaxed);
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
         let _ = config.set_max_background(BACKGROUND_MAX);
         Ok(())
@@ -339,7 +152,11 @@ impl Filesystem for Adapter {
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
         let _ticket = self.inner.note_read(req);
-        answer_data(reply, self.inner.read(ino, |at, ino| self.inner.volume.readlink(at, ino)));
+        let target = self.inner.read(ino, |at, ino| self.inner.volume.readlink(at, ino));
+        if target.is_ok() {
+            self.inner.accessed(ino, self.inner.settings.access_times);
+        }
+        answer_data(reply, target);
     }
 
     fn mknod(
@@ -348,19 +165,19 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         rdev: u32,
         reply: ReplyEntry,
     ) {
         let _ticket = self.inner.note(req);
         let made = kind_of_mode(mode).ok_or(FsError::Invalid("no such kind of file")).and_then(|kind| {
-            let node = NewNode { rdev, ..new_node(kind, mode, req) };
+            let node = NewNode { rdev, ..new_node(kind, mode, umask, req) };
             self.inner.make(req, parent, name, node)
         });
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
 
-    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         if let Node::Snapshots(dir) = Node::from_id(parent.0) {
             let (inner, name) = (self.inner.clone(), name.to_owned());
             let (done, request) = (self.inner.outcome(req).is_some(), self.inner.request(req));
@@ -376,7 +193,7 @@ impl Filesystem for Adapter {
             return;
         }
         let _ticket = self.inner.note(req);
-        let node = new_node(FileKind::Dir, mode, req);
+        let node = new_node(FileKind::Dir, mode, umask, req);
         let made = self.inner.make(req, parent, name, node);
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
@@ -413,7 +230,7 @@ impl Filesystem for Adapter {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let _ticket = self.inner.note(req);
         let target = target.as_os_str().as_bytes().to_vec();
-        let node = NewNode { target, ..new_node(FileKind::Symlink, 0o777, req) };
+        let node = NewNode { target, ..new_node(FileKind::Symlink, 0o777, 0, req) };
         let made = self.inner.make(req, parent, name, node);
         answer_entry(reply, made.map(|attr| (Node::Live(attr.ino), attr, FOREVER)));
     }
@@ -455,6 +272,10 @@ impl Filesystem for Adapter {
         let _ticket = self.inner.note_read(req);
         match Inner::check_open(ino, flags) {
             Ok(()) => {
+                // Most reads come out of the kernel's cache, so opening counts for them.
+                if flags.acc_mode() != OpenAccMode::O_WRONLY && flags.0 & libc::O_NOATIME == 0 {
+                    self.inner.accessed(ino, self.inner.settings.access_times);
+                }
                 let cache = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
                 reply.opened(FileHandle(0), cache);
             }
@@ -550,8 +371,11 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn opendir(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+    fn opendir(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let _ticket = self.inner.note_read(req);
+        if flags.0 & libc::O_NOATIME == 0 {
+            self.inner.accessed(ino, self.inner.settings.dir_access_times);
+        }
         reply.opened(FileHandle(0), FopenFlags::empty());
     }
 
@@ -632,9 +456,15 @@ impl Filesystem for Adapter {
             _ => return reply.error(Errno::EINVAL),
         };
         let (_ticket, inner) = (self.inner.note(req), &self.inner);
-        let result = check_xattr_name(name).and_then(|()| Inner::live(ino)).and_then(|ino| {
-            let set = |request| inner.volume.setxattr(ino, name.as_bytes(), value, mode, request);
-            inner.once(req, |_| Ok(()), set)
+        let result = check_xattr_name(inner, name).and_then(|()| Inner::live(ino)).and_then(|ino| {
+            inner.once(
+                req,
+                |_| Ok(()),
+                |request| match AclKind::of_name(name.as_bytes()) {
+                    Some(kind) => inner.set_acl(req, ino, kind, Acl::decode(value)?, request),
+                    None => inner.volume.setxattr(ino, name.as_bytes(), value, mode, request),
+                },
+            )
         });
         answer_empty(reply, result);
     }
@@ -644,7 +474,7 @@ impl Filesystem for Adapter {
         if let Some(value) = (self.inner.settings.attribute)(name.as_bytes(), Node::from_id(ino.0)) {
             return answer_xattr(reply, size, Ok(value));
         }
-        let result = check_xattr_name(name).and_then(|()| match Node::from_id(ino.0) {
+        let result = check_xattr_name(&self.inner, name).and_then(|()| match Node::from_id(ino.0) {
             Node::Snapshots(_) => Err(FsError::NoAttribute),
             _ => self.inner.read(ino, |at, ino| self.inner.volume.getxattr(at, ino, name.as_bytes())),
         });
@@ -657,14 +487,21 @@ impl Filesystem for Adapter {
             Node::Snapshots(_) => Ok(Vec::new()),
             _ => self.inner.read(ino, |at, ino| self.inner.volume.listxattr(at, ino)),
         };
+        let result = result.map(|names| if req.uid() == 0 { names } else { without_trusted(&names) });
         answer_xattr(reply, size, result);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let (_ticket, inner) = (self.inner.note(req), &self.inner);
-        let result = check_xattr_name(name).and_then(|()| Inner::live(ino)).and_then(|ino| {
-            let remove = |request| inner.volume.removexattr(ino, name.as_bytes(), request);
-            inner.once(req, |_| Ok(()), remove)
+        let result = check_xattr_name(inner, name).and_then(|()| Inner::live(ino)).and_then(|ino| {
+            inner.once(
+                req,
+                |_| Ok(()),
+                |request| match AclKind::of_name(name.as_bytes()) {
+                    Some(kind) => inner.set_acl(req, ino, kind, None, request),
+                    None => inner.volume.removexattr(ino, name.as_bytes(), request),
+                },
+            )
         });
         answer_empty(reply, result);
     }
@@ -675,12 +512,12 @@ impl Filesystem for Adapter {
         parent: INodeNo,
         name: &OsStr,
         mode: u32,
-        _umask: u32,
+        umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
         let _ticket = self.inner.note(req);
-        let node = new_node(FileKind::File, mode, req);
+        let node = new_node(FileKind::File, mode, umask, req);
         match self.inner.make(req, parent, name, node) {
             Ok(attr) => {
                 let cache = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -798,73 +635,5 @@ impl Adapter {
             self.inner.orphans.add(*ino);
         }
         answer_empty(reply, result);
-    }
-}
-
-/// An entry of any directory's listing.
-struct Listed {
-    node: Node,
-    kind: FileKind,
-    name: Vec<u8>,
-    cookie: u64,
-    keep: Duration,
-}
-
-/// The cookie behind the snapshot directory where it is shown; above all others.
-const SNAPDIR_COOKIE: u64 = i64::MAX as u64;
-
-impl Inner {
-    /// Visits a directory's entries behind `offset` while `add` has room.
-    fn list(&self, node: INodeNo, offset: u64, mut add: impl FnMut(Listed) -> bool) -> FsResult<()> {
-        let this = Node::from_id(node.0);
-        if let Node::Snapshots(dir) = this {
-            return self.list_snapshots(dir, offset, add);
-        }
-        let mut room = true;
-        if offset < SNAPDIR_COOKIE {
-            self.read(node, |at, dir| {
-                self.volume.readdir(at, dir, offset, |entry| {
-                    let (kind, cookie) = (entry.kind, entry.cookie);
-                    let node = beside(this, entry.ino);
-                    room = add(Listed { node, kind, name: entry.name, cookie, keep: FOREVER });
-                    Ok(room)
-                })
-            })?;
-        }
-        if room && offset < SNAPDIR_COOKIE && self.settings.snapdir_visible && this == Node::Live(Ino::ROOT) {
-            add(Listed {
-                node: Node::Snapshots(Ino::ROOT),
-                kind: FileKind::Dir,
-                name: self.settings.snapdir_name.clone().into_bytes(),
-                cookie: SNAPDIR_COOKIE,
-                keep: NEVER,
-            });
-        }
-        Ok(())
-    }
-
-    fn list_snapshots(&self, dir: Ino, offset: u64, mut add: impl FnMut(Listed) -> bool) -> FsResult<()> {
-        let dots = [(1, ".", Node::Snapshots(dir)), (2, "..", Node::Live(dir))];
-        for (cookie, name, node) in dots {
-            let name = name.as_bytes().to_vec();
-            if offset < cookie && !add(Listed { node, kind: FileKind::Dir, name, cookie, keep: NEVER }) {
-                return Ok(());
-            }
-        }
-        let mut after = offset.saturating_sub(2);
-        loop {
-            let page = snapdir::list(&self.volume, dir, after)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = last.cookie;
-            for entry in page {
-                // Seen now, so that its number needs no search later.
-                debug_assert!(entry.at.0 == entry.cookie);
-                let node = Node::Past { view: entry.view, ino: dir };
-                let name = entry.name.into_bytes();
-                if !add(Listed { node, kind: FileKind::Dir, name, cookie: entry.cookie + 2, keep: NEVER }) {
-                    return Ok(());
-                }
-            }
-        }
     }
 }

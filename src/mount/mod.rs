@@ -1,12 +1,16 @@
 //! The FUSE adapter: translates requests into calls of a [`Volume`](crate::volume::Volume) and back, and
 //! keeps nothing that a request needs. Everything an operation must know is in the node id.
 
+mod answers;
 mod connection;
 mod convert;
 mod errno;
 mod fs;
+mod inner;
 mod kernel;
+mod listing;
 pub mod nodeid;
+mod notify;
 mod orphans;
 mod outcomes;
 mod prefault;

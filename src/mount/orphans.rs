@@ -1,10 +1,8 @@
 //! Inodes without a name live as long as the kernel holds them. The server keeps no counts; it asks: an
-//! attribute invalidation of an inode that the kernel does not know comes back as ENOENT. With a negative
-//! offset it touches no page, so it never waits for a request that this server still owes.
+//! attribute invalidation of an inode that the kernel does not know comes back as ENOENT.
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Write;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,11 +10,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use super::nodeid::Node;
+use super::notify::forget_attributes;
 use crate::types::Ino;
 use crate::volume::Volume;
 
-/// `FUSE_NOTIFY_INVAL_INODE` of the kernel's `fuse.h`.
-const NOTIFY_INVAL_INODE: i32 = 2;
 /// How often all orphans are asked for, should a hint have been missed.
 const ROUND: Duration = Duration::from_secs(5);
 /// Time for the kernel to finish letting go, after which it is asked again.
@@ -118,13 +115,7 @@ impl Orphans {
 }
 
 /// Whether the kernel still holds the inode; when in doubt, yes.
-fn is_known(mut device: &File, ino: Ino) -> bool {
-    let mut message = Vec::with_capacity(40);
-    message.extend_from_slice(&40u32.to_ne_bytes());
-    message.extend_from_slice(&NOTIFY_INVAL_INODE.to_ne_bytes());
-    message.extend_from_slice(&0u64.to_ne_bytes());
-    message.extend_from_slice(&Node::Live(ino).id().to_ne_bytes());
-    message.extend_from_slice(&(-1i64).to_ne_bytes());
-    message.extend_from_slice(&0i64.to_ne_bytes());
-    !matches!(device.write(&message), Err(e) if e.raw_os_error() == Some(libc::ENOENT))
+fn is_known(device: &File, ino: Ino) -> bool {
+    let told = forget_attributes(device, Node::Live(ino).id());
+    !matches!(told, Err(e) if e.raw_os_error() == Some(libc::ENOENT))
 }

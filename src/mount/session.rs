@@ -11,9 +11,11 @@ use std::thread::JoinHandle;
 use fuser::{Config, Session};
 
 use super::connection::{Connection, Negotiated, connect, refuse, resend};
-use super::fs::{Adapter, Inner, Outcomes};
+use super::fs::Adapter;
+use super::inner::Inner;
 use super::kernel::device_of;
 use super::orphans::Orphans;
+use super::outcomes::Outcomes;
 use super::settings::Settings;
 use super::views::Views;
 use crate::volume::{Volume, Volumes};
@@ -62,11 +64,13 @@ impl Mounted {
         config.clone_fd = false;
         let (readahead, acl, resends) = (settings.readahead_bytes, settings.acl, settings.resend);
         let inner = Arc::new(Inner {
+            device: File::from(connection.device.try_clone()?),
             below: File::open(volume.store().path())?,
             views: Views::new(volume.clone(), resumed),
             orphans: orphans.clone(),
             connection: connection.id,
             outcomes,
+            acls: AtomicBool::new(false),
             notes_all: AtomicBool::new(false),
             volumes,
             volume: volume.clone(),

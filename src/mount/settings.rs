@@ -5,6 +5,7 @@ use std::sync::Arc;
 use fuser::SessionACL;
 
 use super::nodeid::Node;
+use crate::volume::AccessTimes;
 
 /// Answers extended attributes that exist on every node and are in no volume.
 pub type Attribute = Arc<dyn Fn(&[u8], Node) -> Option<Vec<u8>> + Send + Sync>;
@@ -26,6 +27,10 @@ pub struct Settings {
     pub readahead_bytes: u64,
     /// Whether the kernel, if it can, sends requests again that a killed server had read.
     pub resend: bool,
+    /// When reading moves an access time.
+    pub access_times: AccessTimes,
+    /// The same of directories.
+    pub dir_access_times: AccessTimes,
     /// Attributes that every node has.
     pub attribute: Attribute,
 }

@@ -50,6 +50,8 @@ pub const SYMLINK_BYTES_MAX: usize = 4095;
 pub const XATTR_VALUE_BYTES_MAX: usize = 65_536;
 /// Extended attribute names of one file, together (Linux `XATTR_LIST_MAX`).
 pub const XATTR_LIST_BYTES_MAX: usize = 65_536;
+/// Access times that wait for a record, of all volumes together.
+pub const ACCESSES_PENDING_MAX: usize = 65_536;
 /// Hard links of one file; ext4 stops at 65,000.
 pub const LINKS_MAX: u32 = 65_000;
 /// Largest file: what `off_t` can address.

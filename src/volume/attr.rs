@@ -76,6 +76,7 @@ impl Volume {
     pub fn getattr(&self, at: Option<Lsn>, ino: Ino) -> FsResult<Attr> {
         // The cell first: while it is held here it stays, and what it commits meanwhile shows in both. The
         // other way round a commit between the two would hide a write that had returned.
+        let read = if at.is_none() { self.shared.accesses.of(self.vol, ino) } else { None };
         let cell = if at.is_none() { self.cell_if_any(ino) } else { None };
         let inode = self.inode(at, ino)?.item;
         let mut attr = Attr { ino, attrs: inode.attrs, data_bytes: inode.data_bytes };
@@ -90,6 +91,7 @@ impl Volume {
                 .saturating_add(live.dirty_bytes())
                 .min(attr.attrs.size.next_multiple_of(4096));
         }
+        attr.attrs.atime = read.unwrap_or(attr.attrs.atime);
         Ok(attr)
     }
 
@@ -108,10 +110,17 @@ impl Volume {
             if live.gone {
                 return Err(FsError::NotFound);
             }
+            let acl = match set.mode {
+                Some(mode) => self.follow_mode(ino, &live.attrs, mode)?,
+                None => None,
+            };
+            if set.atime.is_some() {
+                self.shared.accesses.take(self.vol, ino);
+            }
             let before = live.attrs.clone();
             set.apply(&mut live.attrs, self.shared.now());
-            let edit = Edit::PutInode { vol: self.vol, ino, attrs: live.recordable() };
-            if let Err(e) = self.commit(vec![edit], request) {
+            let put = Edit::PutInode { vol: self.vol, ino, attrs: live.recordable() };
+            if let Err(e) = self.commit(std::iter::once(put).chain(acl).collect(), request) {
                 live.attrs = before;
                 return Err(e);
             }

@@ -50,6 +50,9 @@ pub enum FsError {
     /// The caller may not do that.
     #[error("not permitted: {0}")]
     NotPermitted(&'static str),
+    /// The permissions do not allow it, or no permissions could.
+    #[error("permission denied")]
+    NoAccess,
     /// The operation does not exist for this object.
     #[error("not supported")]
     NotSupported,

@@ -198,6 +198,7 @@ impl Shared {
     /// Commits everything that is uncommitted now.
     pub(super) fn flush_all(&self) -> FsResult<()> {
         let mut result = Ok(());
+        self.try_commit_accesses();
         for (vol, cell) in self.cells.dirty() {
             if let Err(e) = self.flush_cell(vol, &cell, Reason::Asked) {
                 result = Err(e);
@@ -331,6 +332,9 @@ fn flush_due(shared: &Arc<Shared>, pool: &Pool) {
             Some(reason) => due.push((vol, cell, reason)),
             None => shared.cells.give_back(vol, cell),
         }
+    }
+    if shared.accesses.are_due() {
+        shared.try_commit_accesses();
     }
     if due.is_empty() {
         return;

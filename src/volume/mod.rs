@@ -5,6 +5,8 @@
 //! a barrier), a volume's namespace lock, cells' flush locks, cells' states in the order of their inode
 //! numbers, the store's append lock. Waiting for the dirty budget happens before the gate.
 
+mod access;
+pub mod acl;
 mod attr;
 mod budget;
 mod cell;
@@ -31,6 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
+pub use access::AccessTimes;
 pub use attr::{Attr, SetAttr};
 pub use copy::CopySource;
 pub use dir::DirEntry;
@@ -48,6 +51,7 @@ use crate::store::{Store, care::Care};
 use crate::types::error::IoContext;
 use crate::types::limits::{INO_MAX, VOLUMES_MAX};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
+use access::Accesses;
 use budget::Budget;
 use cell::{Cell, Cells};
 use flush::Flusher;
@@ -61,6 +65,7 @@ pub struct Shared {
     cells: Cells,
     arena: Arc<Arena>,
     budget: Budget,
+    accesses: Accesses,
     /// Whether a write is committed before it is answered, if the arena does not outlive the server.
     commits_first: bool,
     wake: Arc<flush::Wake>,
@@ -152,6 +157,7 @@ impl Volumes {
             cells: Cells::new(),
             arena,
             budget,
+            accesses: Accesses::default(),
             commits_first,
             wake: Arc::default(),
             admin: Mutex::new(()),
@@ -361,6 +367,16 @@ impl Shared {
     fn now(&self) -> Timestamp {
         self.store.clock().now()
     }
+
+    /// The cell of an inode that exists.
+    fn cell(&self, vol: VolumeId, ino: Ino) -> FsResult<CellRef<'_>> {
+        let load = || {
+            let inode = self.store.view(vol, None).inode(ino)?;
+            inode.map(|v| v.item.attrs).ok_or(FsError::NotFound)
+        };
+        let cell = self.cells.get_or_load(vol, ino, load)?;
+        Ok(CellRef { shared: self, vol, cell: Some(cell.ok_or(FsError::NotFound)?) })
+    }
 }
 
 /// Attributes of a new inode.
@@ -422,9 +438,7 @@ impl Volume {
 
     /// The cell of an inode that exists.
     fn cell(&self, ino: Ino) -> FsResult<CellRef<'_>> {
-        let load = || self.inode(None, ino).map(|v| v.item.attrs);
-        let cell = self.shared.cells.get_or_load(self.vol, ino, load)?;
-        Ok(CellRef { shared: &self.shared, vol: self.vol, cell: Some(cell.ok_or(FsError::NotFound)?) })
+        self.shared.cell(self.vol, ino)
     }
 
     /// The cell of an inode that is being changed just now, if it is.

@@ -10,8 +10,10 @@ use crate::types::{Ino, Lsn};
 pub struct NewNode {
     /// What it is.
     pub kind: FileKind,
-    /// Permission bits, the umask applied.
+    /// Permission bits as asked for.
     pub mode: u16,
+    /// Bits that it shall not have, where no default ACL says which.
+    pub umask: u16,
     /// Owner and group of the process; a setgid directory overrules the group.
     pub owner: (u32, u32),
     /// Device number of a device node.
@@ -109,17 +111,17 @@ impl Volume {
         attrs.rdev = node.rdev;
         attrs.size = node.target.len() as u64;
         attrs.target = node.target;
+        let acls = self.inherit(parent, &dir.attrs, node.umask, &mut attrs)?;
         let ino = self.new_ino()?;
         let dirent = Dirent { ino, kind: node.kind, name: name.to_vec() };
         let vol = self.vol;
-        self.commit(
-            vec![
-                Edit::PutInode { vol, ino, attrs: attrs.clone() },
-                Edit::PutDirent { vol, parent, hash, dirent },
-                Edit::PutInode { vol, ino: parent, attrs: parent_attrs.clone() },
-            ],
-            request,
-        )?;
+        let mut edits = vec![
+            Edit::PutInode { vol, ino, attrs: attrs.clone() },
+            Edit::PutDirent { vol, parent, hash, dirent },
+            Edit::PutInode { vol, ino: parent, attrs: parent_attrs.clone() },
+        ];
+        edits.extend(acls.iter().map(|(kind, acl)| self.put_acl(ino, *kind, acl)));
+        self.commit(edits, request)?;
         dir.attrs = parent_attrs;
         Ok(Attr { ino, attrs, data_bytes: 0 })
     }

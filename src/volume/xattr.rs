@@ -1,7 +1,7 @@
 //! Extended attributes.
 
 use super::{FsError, FsResult, Volume};
-use crate::store::model::{Edit, RequestId, Xattr};
+use crate::store::model::{Attrs, Edit, RequestId, Xattr};
 use crate::types::limits::{NAME_BYTES_MAX, XATTR_LIST_BYTES_MAX, XATTR_VALUE_BYTES_MAX};
 use crate::types::{Ino, Lsn};
 
@@ -16,8 +16,20 @@ pub enum XattrMode {
     Replace,
 }
 
+/// What becomes of an attribute.
+pub(super) enum Changed {
+    /// It gets this value.
+    To(Vec<u8>),
+    /// It goes.
+    Removed,
+    /// It stays as it is, the inode changes.
+    Attributes,
+    /// Everything stays.
+    Nothing,
+}
+
 impl Volume {
-    fn xattr_hash(&self, name: &[u8]) -> [u8; 16] {
+    pub(super) fn xattr_hash(&self, name: &[u8]) -> [u8; 16] {
         self.shared.store.sealer().name_hash(b"xattr", name)
     }
 
@@ -68,11 +80,10 @@ impl Volume {
         if list.len() + name.len() + 1 > XATTR_LIST_BYTES_MAX {
             return Err(FsError::AttributeTooLarge);
         }
-        let xattr = Xattr { name: name.to_vec(), value: value.to_vec() };
-        self.change_xattr(ino, name, request, |exists| match (mode, exists) {
+        self.change_xattr(ino, name, request, |_, exists| match (mode, exists) {
             (XattrMode::Create, true) => Err(FsError::Exists),
             (XattrMode::Replace, false) => Err(FsError::NoAttribute),
-            _ => Ok(Some(xattr)),
+            _ => Ok(Changed::To(value.to_vec())),
         })
     }
 
@@ -81,22 +92,18 @@ impl Volume {
     /// # Errors
     /// [`FsError::NoAttribute`].
     pub fn removexattr(&self, ino: Ino, name: &[u8], request: Option<RequestId>) -> FsResult<()> {
-        self.change_xattr(
-            ino,
-            name,
-            request,
-            |exists| {
-                if exists { Ok(None) } else { Err(FsError::NoAttribute) }
-            },
-        )
+        self.change_xattr(ino, name, request, |_, exists| {
+            if exists { Ok(Changed::Removed) } else { Err(FsError::NoAttribute) }
+        })
     }
 
-    fn change_xattr(
+    /// Changes an attribute to what `decide` says, which is told whether it exists and may change the mode.
+    pub(super) fn change_xattr(
         &self,
         ino: Ino,
         name: &[u8],
         request: Option<RequestId>,
-        decide: impl FnOnce(bool) -> FsResult<Option<Xattr>>,
+        decide: impl FnOnce(&mut Attrs, bool) -> FsResult<Changed>,
     ) -> FsResult<()> {
         self.check_writable()?;
         let (vol, hash) = (self.vol, self.xattr_hash(name));
@@ -107,18 +114,21 @@ impl Volume {
             return Err(FsError::NotFound);
         }
         let exists = live.attrs.xattrs > 0 && self.view(None).xattr(ino, &hash)?.is_some();
-        let new = decide(exists)?;
-        let count = live.attrs.xattrs;
-        let count = if new.is_some() { count + u32::from(!exists) } else { count.saturating_sub(1) };
-        let now = self.shared.now();
         let mut attrs = live.recordable();
-        (attrs.xattrs, attrs.ctime) = (count, now);
-        let change = match new {
-            Some(xattr) => Edit::PutXattr { vol, ino, hash, xattr },
-            None => Edit::DelXattr { vol, ino, hash },
+        let (change, count) = match decide(&mut attrs, exists)? {
+            Changed::To(value) => {
+                let xattr = Xattr { name: name.to_vec(), value };
+                (Some(Edit::PutXattr { vol, ino, hash, xattr }), attrs.xattrs + u32::from(!exists))
+            }
+            Changed::Removed => (Some(Edit::DelXattr { vol, ino, hash }), attrs.xattrs.saturating_sub(1)),
+            Changed::Attributes => (None, attrs.xattrs),
+            Changed::Nothing => return Ok(()),
         };
-        self.commit(vec![Edit::PutInode { vol, ino, attrs }, change], request)?;
-        (live.attrs.xattrs, live.attrs.ctime) = (count, now);
+        (attrs.xattrs, attrs.ctime) = (count, self.shared.now());
+        let (mode, ctime) = (attrs.mode, attrs.ctime);
+        let edits = std::iter::once(Edit::PutInode { vol, ino, attrs }).chain(change).collect();
+        self.commit(edits, request)?;
+        (live.attrs.mode, live.attrs.xattrs, live.attrs.ctime) = (mode, count, ctime);
         Ok(())
     }
 }

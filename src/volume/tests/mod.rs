@@ -3,6 +3,7 @@
 //!
 //! `REWINDFS_TEST_CASES` sets how many histories are run.
 
+mod accessed;
 mod basic;
 mod care;
 mod failing;
@@ -200,7 +201,7 @@ impl Bench {
 }
 
 pub fn node(kind: FileKind) -> NewNode {
-    NewNode { kind, mode: 0o640, owner: (7, 8), rdev: 0, target: Vec::new() }
+    NewNode { kind, mode: 0o640, umask: 0, owner: (7, 8), rdev: 0, target: Vec::new() }
 }
 
 /// Bytes that zstd can do little with and that differ for every seed.
