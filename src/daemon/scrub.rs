@@ -8,7 +8,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::protocol::{ControlError, FsckReport, Progress, ScrubAction, ScrubState};
 use crate::store::Store;
-use crate::store::scrub::Control;
+use crate::store::control::Control;
 use crate::types::PackId;
 
 /// Seconds between two rounds by themselves.

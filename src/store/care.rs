@@ -23,7 +23,7 @@ const PACK_SYNC_BYTES: u64 = 32 << 20;
 /// Replayed records that are flushed at once.
 const REPLAYED_RECORDS: u64 = 1000;
 /// Checkpoints kept.
-const CHECKPOINTS_KEPT: usize = 2;
+pub(super) const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
 const STEPS_PER_ROUND: usize = 8;
 /// Records between two checkpoints that are made for want of room.
@@ -174,6 +174,7 @@ impl Store {
             return Ok(false);
         }
         let mut busy = unless_full(self.free_some())?.unwrap_or(false);
+        busy |= unless_full(self.gc_some())?.unwrap_or(false);
         if !self.room.is_full() {
             busy |= unless_full(self.rebind_pending(settled))?.unwrap_or(0) > 0;
         }
@@ -181,7 +182,7 @@ impl Store {
     }
 
     /// Reaps and forgets.
-    fn free_some(&self) -> Result<bool> {
+    pub(super) fn free_some(&self) -> Result<bool> {
         let mut busy = self.reap_some()?;
         let volumes: Vec<(VolumeId, bool)> =
             self.index.state().volumes.iter().map(|(id, v)| (*id, v.deleted)).collect();

@@ -41,6 +41,10 @@ pub struct Config {
     pub zstd_level: i32,
     /// Bytes a second that a scrub reads at most. 0: as the default, and never by itself.
     pub scrub_bytes_per_second: u64,
+    /// Dead part of a pack, in hundredths, from which on it is rewritten.
+    pub gc_dead_percent: u32,
+    /// Bytes a second that rewriting packs in the background copies. 0: it is never done by itself.
+    pub gc_bytes_per_second: u64,
     /// Bytes the kernel reads ahead of a sequential reader.
     pub readahead_bytes: u64,
     /// Bytes of the disk that are kept back for deleting; at most a sixteenth of the filesystem, 0: none.
@@ -63,6 +67,8 @@ impl Default for Config {
             fuse_threads: 0,
             zstd_level: 1,
             scrub_bytes_per_second: 64 * MIB,
+            gc_dead_percent: 50,
+            gc_bytes_per_second: 64 * MIB,
             readahead_bytes: MIB,
             reserve_bytes: 64 * MIB,
         }
@@ -118,6 +124,8 @@ impl Config {
         within("fuse_threads", u64::from(self.fuse_threads), 0, 256)?;
         within("zstd_level", u64::try_from(self.zstd_level).unwrap_or(0), 1, 19)?;
         within("scrub_bytes_per_second", self.scrub_bytes_per_second, 0, 1 << 40)?;
+        within("gc_dead_percent", self.gc_dead_percent.into(), 1, 100)?;
+        within("gc_bytes_per_second", self.gc_bytes_per_second, 0, 1 << 40)?;
         within("readahead_bytes", self.readahead_bytes, 4096, 1 << 30)?;
         within("reserve_bytes", self.reserve_bytes, 0, 1 << 40)
     }

@@ -12,7 +12,9 @@ pub mod check;
 pub mod chunks;
 mod commit;
 pub mod config;
+pub mod control;
 mod create;
+pub mod gc;
 pub mod index;
 pub mod journal;
 pub mod keys;
@@ -93,6 +95,7 @@ pub struct Store {
     /// every lock of the layers above, before the journal's and the index's own.
     commit: Mutex<Committed>,
     care: care::CareState,
+    gc: Mutex<gc::GcState>,
     scrubbed: last_scrub::Memory,
     opening_problems: Mutex<Problems>,
     _lock: open::Lock,

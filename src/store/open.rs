@@ -180,6 +180,7 @@ impl Store {
         let settled = AtomicU64::new(journal.last().0.0);
         let store = Arc::new(Store {
             care: CareState::new(index.opened_at(), applied),
+            gc: Mutex::default(),
             scrubbed: Memory::load(&OsDisk, &layout.scrub, &sealer),
             layout,
             id,
@@ -207,6 +208,8 @@ impl Store {
         if writable {
             // What a killed scrub left keeps the space of old tables.
             remove_tree(&store.layout.checkpoint_scrubbed)?;
+            // Files alone forget the numbers of packs that were deleted.
+            store.chunks.skip_to(store.index.state().packed.0);
             store.begin_reign(Term(term.0 + 1))?;
             for edited in edited_settings(&store.layout.root) {
                 tracing::warn!("{edited}");

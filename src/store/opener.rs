@@ -125,8 +125,8 @@ impl Opener<'_> {
         let (disk, packs) = (self.disk.clone(), &self.layout.packs);
         let writing = writable.then(|| (self.file_bytes.pack, self.room.clone()));
         let chunks = ChunkStore::open(disk, packs, self.id, self.sealer.clone(), self.config, writing)?;
-        if first.is_ok() && damaged && applied < witness {
-            // Behind the damage the journal cannot bring it up.
+        if first.is_ok() && applied < witness {
+            // Packs that it names may have been rewritten since; behind damage the journal cannot bring it up.
             first = Err(format!("it is at record {applied}, behind the checkpoint at {witness}"));
         }
         let search = Search { opener: self, journal: &journal, chunks: &chunks, damaged, writable };

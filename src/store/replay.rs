@@ -87,12 +87,13 @@ impl Replay<'_> {
         self.find_chunks(packed)?;
         let locate = OrLost { chunks: self.chunks, lost: RefCell::default() };
         let total = last.0 - applied.0;
+        let mut synced = None;
         for (done, framed) in self.journal.read_from(applied.next())?.enumerate() {
             let framed = framed?;
             let record = self.record(framed.lsn, framed.term, &framed.body)?;
             if !self.damaged
                 && let Some(missing) = missing_chunk(&record, index, self.chunks)?
-                && self.synced_up_to(framed.lsn)? < framed.lsn
+                && self.synced_up_to(framed.lsn, &mut synced)? < framed.lsn
             {
                 tracing::warn!(lsn = %framed.lsn, chunk = %missing, "a journal tail whose chunks were lost");
                 replayed.cut_after = Some(index.state().applied);
@@ -107,6 +108,11 @@ impl Replay<'_> {
         }
         self.chunks.forget_found();
         replayed.lost = locate.lost.into_inner();
+        // Of those that nothing names any more the packs have been rewritten.
+        let named = |id: &ChunkId| Ok(index.chunk(id)?.is_some_and(|e| e.location.is_lost() && e.refs > 0));
+        let named = replayed.lost.iter().map(named).collect::<Result<Vec<bool>>>()?;
+        let mut named = named.into_iter();
+        replayed.lost.retain(|_| named.next().unwrap_or(true));
         let (to, ms) = (index.state().applied, start.elapsed().as_millis() as u64);
         tracing::info!(from = %applied, %to, ms, "journal replayed");
         Ok(replayed)
@@ -124,13 +130,18 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// The last record that any record from `lsn` on says was durable.
-    fn synced_up_to(&self, lsn: Lsn) -> Result<Lsn> {
+    /// The last record that any record from `lsn` on says was durable; the journal's last record says most, so
+    /// the answer is the same for all, and `known` once it was found.
+    fn synced_up_to(&self, lsn: Lsn, known: &mut Option<Lsn>) -> Result<Lsn> {
+        if let Some(synced) = known {
+            return Ok(*synced);
+        }
         let mut synced = Lsn::ZERO;
         for framed in self.journal.read_from(lsn)? {
             let framed = framed?;
             synced = synced.max(self.record(framed.lsn, framed.term, &framed.body)?.durable);
         }
+        *known = Some(synced);
         Ok(synced)
     }
 

@@ -3,7 +3,8 @@
 
 use super::flush::patch_edits;
 use super::{FsError, FsResult, Volume};
-use crate::store::model::{Edit, FileKind, Piece, Source};
+use crate::store::chunks::Stored;
+use crate::store::model::{Edit, FileKind, Inode, Piece, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use crate::types::{Ino, Lsn};
 
@@ -12,6 +13,8 @@ const COPY_BYTES_PER_RECORD: u64 = 64 << 20;
 /// Pieces and inline bytes after which the next record begins, so that none grows too large.
 const COPY_PIECES_PER_RECORD: usize = 16 * 1024;
 const COPY_INLINE_BYTES_PER_RECORD: usize = 4 << 20;
+/// How often a source is read anew that is being written over.
+const SOURCE_TRIES: usize = 8;
 /// Bytes that one request copies; the kernel asks again for the rest.
 const COPY_BYTES_PER_REQUEST: u64 = 1 << 30;
 
@@ -70,30 +73,8 @@ impl Volume {
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
         let mut live = self.settled_file(&cell)?;
-        // Read now: the source may be the same file, or have been cut since it was looked at.
-        let source = self.inode(from.at, from.ino)?.item;
-        let len = len.min(source.attrs.size.saturating_sub(from.offset));
-        if len == 0 {
-            return Ok(0);
-        }
-        let mut end = from.offset + len;
-        let view = self.view(from.at);
-        let mut pieces: Vec<Piece> = Vec::new();
-        for block in from.offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
-            let start = block * BLOCK_BYTES;
-            let recipe = view.block(&source, from.ino, block)?;
-            recipe.slice_into(
-                (from.offset.max(start) - start) as u32,
-                (end.min(start + BLOCK_BYTES) - start) as u32,
-                &mut pieces,
-            );
-            let inline: usize = pieces.iter().map(inline_bytes).sum();
-            if pieces.len() > COPY_PIECES_PER_RECORD || inline > COPY_INLINE_BYTES_PER_RECORD {
-                end = end.min(start + BLOCK_BYTES);
-                break;
-            }
-        }
-        let len = end - from.offset;
+        let Some((pieces, _held)) = self.source_pieces(from, len)? else { return Ok(0) };
+        let len = pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
         let now = self.shared.now();
         let mut attrs = live.attrs.clone();
         let committed = live.committed_size.max(offset + len);
@@ -107,5 +88,45 @@ impl Volume {
         live.attrs.size = live.attrs.size.max(committed);
         (live.attrs.mtime, live.attrs.ctime) = (now, now);
         Ok(len)
+    }
+
+    /// What the source's bytes are made of, as many as one record takes, with pins on the chunks; nothing at its
+    /// end.
+    fn source_pieces(&self, from: CopySource, len: u64) -> FsResult<Option<(Vec<Piece>, Stored)>> {
+        let store = &self.shared.store;
+        for _ in 0..SOURCE_TRIES {
+            // Read now: the source may be the file itself, or have been cut since it was looked at.
+            let source = self.inode(from.at, from.ino)?.item;
+            let end = from.offset + len.min(source.attrs.size.saturating_sub(from.offset));
+            if end == from.offset {
+                return Ok(None);
+            }
+            let pieces = self.pieces_of(&source, from, end)?;
+            let named = pieces.iter().filter_map(|piece| match &piece.source {
+                Source::Chunk { id, .. } => Some(*id),
+                _ => None,
+            });
+            if let Some(held) = store.chunks().hold(store.index(), named)? {
+                return Ok(Some((pieces, held)));
+            }
+            // Written over since it was read, and given back already.
+        }
+        Err(FsError::Stale)
+    }
+
+    fn pieces_of(&self, source: &Inode, from: CopySource, end: u64) -> FsResult<Vec<Piece>> {
+        let view = self.view(from.at);
+        let mut pieces = Vec::new();
+        for block in from.offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
+            let start = block * BLOCK_BYTES;
+            let recipe = view.block(source, from.ino, block)?;
+            let within = from.offset.max(start) - start..end.min(start + BLOCK_BYTES) - start;
+            recipe.slice_into(within.start as u32, within.end as u32, &mut pieces);
+            let inline: usize = pieces.iter().map(inline_bytes).sum();
+            if pieces.len() > COPY_PIECES_PER_RECORD || inline > COPY_INLINE_BYTES_PER_RECORD {
+                break;
+            }
+        }
+        Ok(pieces)
     }
 }

@@ -56,10 +56,15 @@ impl Store {
             );
             match scanned {
                 Ok(report) => judge(id, &report, &missing, &stored, end, findings),
+                // Rewritten and deleted meanwhile.
+                Err(_) if pack::is_gone(&*self.disk, &self.layout.packs, id) => {}
                 Err(e) => findings.problem(Part::Pack, e),
             }
         }
         for (id, entry) in &missing {
+            if self.index.chunk(id)?.is_none_or(|now| now.location != entry.location) {
+                continue;
+            }
             let path = pack::pack_path(&self.layout.packs, entry.location.pack);
             let detail =
                 format!("chunk {id} is not in {} at offset {}", path.display(), entry.location.offset);

@@ -76,23 +76,21 @@ pub struct ChunkStore {
 /// they are pinned: a record may name them. Drop it after the commit, or instead of it.
 pub struct Stored {
     inner: Arc<Inner>,
-    /// Name and length of each, and whether this holds a pin on it.
-    chunks: Vec<(ChunkId, u32, bool)>,
+    /// Name and length of each.
+    chunks: Vec<(ChunkId, u32)>,
 }
 
 impl Stored {
     /// The chunks and their lengths.
     pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
-        self.chunks.iter().map(|(id, len, _)| (*id, *len))
+        self.chunks.iter().copied()
     }
 }
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        for (id, _, pinned) in &self.chunks {
-            if *pinned {
-                self.inner.fresh.unpin(id);
-            }
+        for (id, _) in &self.chunks {
+            self.inner.fresh.unpin(id);
         }
     }
 }
@@ -156,7 +154,7 @@ impl ChunkStore {
         let results = self.pool.map(count, move |i| {
             let (start, end) = ranges.get(i).copied().unwrap_or_default();
             let plain = data.get(start..end).unwrap_or_default();
-            inner.store_one(&index, plain).map(|(id, pinned)| (id, plain.len() as u32, pinned))
+            inner.store_one(&index, plain).map(|id| (id, plain.len() as u32))
         });
         let mut stored = Stored { inner: self.inner.clone(), chunks: Vec::with_capacity(count) };
         let mut failed = None;
@@ -171,6 +169,22 @@ impl ChunkStore {
             failed = Some(Error::Invalid("a sealing thread died".into()));
         }
         failed.map_or(Ok(stored), Err)
+    }
+
+    /// Pins chunks that are there already, so that a record may name them. None if one of them has gone.
+    ///
+    /// # Errors
+    /// From the index.
+    pub fn hold(&self, index: &Index, ids: impl Iterator<Item = ChunkId>) -> Result<Option<Stored>> {
+        let mut held = Stored { inner: self.inner.clone(), chunks: Vec::new() };
+        for id in ids {
+            let fresh = self.inner.fresh.pin(&id);
+            held.chunks.push((id, 0));
+            if !fresh && index.chunk(&id)?.is_none() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(held))
     }
 
     /// A chunk's plain bytes, verified against its name.
@@ -192,9 +206,54 @@ impl ChunkStore {
         })
     }
 
-    /// Reads a chunk from its pack and verifies it, past the cache.
-    pub fn verify(&self, location: &Location, id: &ChunkId) -> Result<()> {
-        self.inner.reader.read(location, id).map(drop)
+    /// Reads a chunk from its pack and verifies it, past the cache. If it has moved since somebody looked up
+    /// where it lies, it is verified there; if it is gone, nobody needs it.
+    pub fn verify(&self, index: &Index, location: &Location, id: &ChunkId) -> Result<()> {
+        self.inner.reader.read(location, id).map(drop).or_else(|e| match index.chunk(id)? {
+            None => Ok(()),
+            Some(now) if now.location != *location => self.inner.reader.read(&now.location, id).map(drop),
+            Some(_) => Err(e),
+        })
+    }
+
+    /// Copies a chunk as it is stored to the end of the packs. Only its checksum is verified: the seal and the
+    /// name still guard it when it is read.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], [`Error::NoSpace`], [`Error::Io`].
+    pub(super) fn copy(&self, id: &ChunkId, from: &Location) -> Result<Location> {
+        let (writer, room) = self.inner.writer()?;
+        let sealed = self.inner.reader.read_sealed(from, id)?;
+        let place = writer.position();
+        // Recovery need not find the copy, but where later chunks may lie must not be taken to be behind it.
+        self.inner.fresh.begin(place);
+        let appended = room.noticed(writer.append(sealed));
+        self.inner.fresh.end(place, None);
+        let location = appended?;
+        self.inner.counters.packed_bytes.fetch_add(location.frame_bytes(), Ordering::Relaxed);
+        Ok(location)
+    }
+
+    /// Whether a record about to be committed may name the chunk.
+    pub(super) fn is_pinned(&self, id: &ChunkId) -> bool {
+        self.inner.fresh.is_pinned(id)
+    }
+
+    /// Finishes the pack that is being appended to; the next chunk begins another one.
+    pub(super) fn finish_pack(&self) -> Result<()> {
+        self.inner.writer.as_ref().map_or(Ok(()), |(writer, _)| writer.finish())
+    }
+
+    /// Closes a pack that is about to be deleted.
+    pub(super) fn forget_pack(&self, pack: PackId) {
+        self.inner.reader.forget(pack);
+    }
+
+    /// Makes the next pack's number at least `pack`.
+    pub(super) fn skip_to(&self, pack: PackId) {
+        if let Some((writer, _)) = &self.inner.writer {
+            writer.skip_to(pack);
+        }
     }
 
     /// Makes everything stored so far durable.
@@ -236,18 +295,29 @@ impl Locate for ChunkStore {
 }
 
 impl Inner {
-    /// Stores one chunk unless it is there; the flag says whether it was pinned.
-    fn store_one(&self, index: &Index, plain: &[u8]) -> Result<(ChunkId, bool)> {
+    fn writer(&self) -> Result<&(PackWriter, Arc<Room>)> {
+        self.writer.as_ref().ok_or_else(|| Error::ReadOnly("it was opened for reading".into()))
+    }
+
+    /// Stores one chunk unless it is there, and pins it.
+    fn store_one(&self, index: &Index, plain: &[u8]) -> Result<ChunkId> {
         let id = self.sealer.chunk_id(plain);
-        let len = plain.len() as u64;
-        self.counters.stored_bytes.fetch_add(len, Ordering::Relaxed);
-        let pinned = self.fresh.pin(&id);
-        if pinned || index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
-            self.counters.duplicate_bytes.fetch_add(len, Ordering::Relaxed);
-            return Ok((id, pinned));
+        self.counters.stored_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+        // Before the index is asked: what it then says cannot be rewritten away.
+        let fresh = self.fresh.pin(&id);
+        let stored = if fresh { Ok(()) } else { self.store_unless_indexed(index, id, plain) };
+        if fresh {
+            self.counters.duplicate_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
         }
-        let (writer, room) =
-            self.writer.as_ref().ok_or_else(|| Error::ReadOnly("it was opened for reading".into()))?;
+        stored.map(|()| id).inspect_err(|_| self.fresh.unpin(&id))
+    }
+
+    fn store_unless_indexed(&self, index: &Index, id: ChunkId, plain: &[u8]) -> Result<()> {
+        if index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
+            self.counters.duplicate_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
+            return Ok(());
+        }
+        let (writer, room) = self.writer()?;
         room.admit(Use::Grows)?;
         let sealed = SCRATCH.with_borrow_mut(|scratch| {
             SealedChunk::seal(&self.sealer, self.level, id, plain, scratch)
@@ -258,7 +328,7 @@ impl Inner {
         let appended = room.noticed(writer.append(sealed));
         self.fresh.end(place, appended.as_ref().ok().map(|location| (id, *location)));
         self.counters.packed_bytes.fetch_add(appended?.frame_bytes(), Ordering::Relaxed);
-        Ok((id, true))
+        Ok(())
     }
 
     fn read(&self, index: &Index, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
@@ -275,7 +345,12 @@ impl Inner {
             }
         };
         self.counters.reads.fetch_add(1, Ordering::Relaxed);
-        let bytes = Arc::new(self.reader.read(&location, id)?);
+        let read = self.reader.read(&location, id).or_else(|e| match index.chunk(id)? {
+            // Its pack was rewritten and removed meanwhile.
+            Some(entry) if entry.location != location => self.reader.read(&entry.location, id),
+            _ => Err(e),
+        });
+        let bytes = Arc::new(read?);
         self.cache.insert(*id, bytes.clone());
         Ok(bytes)
     }

@@ -188,6 +188,8 @@ pub mod meta {
     pub const PENDING: u8 = b'p';
     /// First byte of pack rows: `'k' ‖ pack 8`.
     pub const PACK: u8 = b'k';
+    /// First byte of rows of packs that may be deleted: `'d' ‖ pack 8`.
+    pub const RETIRED: u8 = b'd';
     /// First byte of time marks: `'t' ‖ centiseconds since the epoch, sign bit flipped, 8`.
     pub const TIME: u8 = b't';
 
@@ -228,7 +230,16 @@ pub mod meta {
 
     /// Key of a pack row.
     pub fn pack(pack: PackId) -> Vec<u8> {
-        let mut key = vec![PACK];
+        of_pack(PACK, pack)
+    }
+
+    /// Key of the row of a pack that may be deleted.
+    pub fn retired(pack: PackId) -> Vec<u8> {
+        of_pack(RETIRED, pack)
+    }
+
+    fn of_pack(kind: u8, pack: PackId) -> Vec<u8> {
+        let mut key = vec![kind];
         key.extend_from_slice(&pack.0.to_be_bytes());
         key
     }

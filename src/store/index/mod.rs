@@ -9,6 +9,7 @@ mod files;
 pub mod frozen;
 pub mod keys;
 mod mend;
+pub mod relocate;
 pub mod rows;
 pub mod scan;
 mod txn;
@@ -27,7 +28,7 @@ use rocksdb::{
 use crate::store::keys::Sealer;
 use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
-use crate::types::{Error, Lsn, Result};
+use crate::types::{Error, Lsn, PackId, Result};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
@@ -240,7 +241,14 @@ impl Index {
             let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
             let live = value.first_chunk::<8>().ok_or_else(bad)?;
             let stat = PackStat { live_bytes: u64::from_le_bytes(*live) };
-            state.packs.insert(crate::types::PackId(u64::from_be_bytes(*pack)), stat);
+            state.packs.insert(PackId(u64::from_be_bytes(*pack)), stat);
+            Ok(true)
+        })?;
+        self.rows(&[meta::RETIRED], |key, value| {
+            let bad = || damaged(key, WireError::Short);
+            let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
+            let since = value.first_chunk::<8>().ok_or_else(bad)?;
+            state.retired.insert(PackId(u64::from_be_bytes(*pack)), Lsn(u64::from_le_bytes(*since)));
             Ok(true)
         })?;
         Ok(state)

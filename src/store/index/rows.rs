@@ -213,6 +213,8 @@ pub struct State {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// The packs.
     pub packs: HashMap<PackId, PackStat>,
+    /// Packs that nothing lies in any more, with the record as of which that is so.
+    pub retired: BTreeMap<PackId, Lsn>,
     /// Volumes whose row must be written with the next batch.
     pub(super) dirty_volumes: BTreeSet<VolumeId>,
     /// Packs likewise.

@@ -1,15 +1,13 @@
 //! `scrub`: reads and verifies everything, contents too, at a limited rate. Nothing is changed, and writers go
 //! on: the index is looked at as it was at one record, as `fsck` does.
 
-mod control;
 mod packs;
 
 use std::path::Path;
 
-pub use control::{Control, Position};
-
 use super::Store;
 use super::check::Findings;
+use super::control::Control;
 use super::index::frozen::VersionRow;
 use super::index::keys::{self, Family};
 use super::index::{self, Frozen, Index};

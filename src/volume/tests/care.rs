@@ -1,7 +1,7 @@
 //! Checking, scrubbing and recounting a store that is in use.
 
 use super::*;
-use crate::store::scrub::Control;
+use crate::store::control::Control;
 use crate::types::{ChunkId, PackId};
 
 /// A tree with a history: versions that only a snapshot needs, and shared chunks.

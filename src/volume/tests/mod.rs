@@ -7,6 +7,7 @@ mod accessed;
 mod basic;
 mod care;
 mod failing;
+mod gc;
 mod hostile;
 mod model;
 mod names;

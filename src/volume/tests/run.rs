@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::model::{Model, Node, PAGE, compare};
 use super::ops::{Op, Setup};
 use super::*;
+use crate::store::control::Control;
 
 pub type Outcome<T = ()> = Result<T, String>;
 
@@ -211,6 +212,18 @@ impl Run {
                 Ok(())
             }
             Op::Checkpoint => self.bench.store().checkpoint().map_err(|e| e.to_string()),
+            Op::Gc => {
+                self.bench.rest();
+                let store = self.bench.store();
+                store.gc(&Control::new(0), false).map_err(|e| e.to_string())?;
+                self.settled = store.last();
+                self.doubtful.clear();
+                match store.check(&mut |_, _| {}).map_err(|e| e.to_string())? {
+                    found if !found.clean() => Err(format!("fsck after gc: {:?}", found.problems)),
+                    found if found.dead_bytes > 0 => Err(format!("{} dead bytes after gc", found.dead_bytes)),
+                    _ => Ok(()),
+                }
+            }
             Op::FlushIndex => self.bench.store().flush_index().map(drop).map_err(|e| e.to_string()),
             Op::Reopen => {
                 let fingerprint = self.flushed_fingerprint(true)?;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use super::model::Node;
 use super::*;
+use crate::store::control::Control;
 
 const THREADS: u64 = 4;
 const STRIPE: u64 = 700_000;
@@ -196,6 +197,9 @@ fn run(seed: u64, steps: u64) {
         ..quiet()
     };
     let mut bench = Bench::new(config);
+    bench.drop_all();
+    bench.file_bytes = FileBytes { pack: 1 << 20, ..FileBytes::default() };
+    bench.open();
     let shared = bench.file(Ino::ROOT, "shared");
     bench.store().pause_care(false);
     let mut owns: Vec<Own<'_>> = (0..THREADS).map(|n| Own::new(&bench, shared, n, seed)).collect();
@@ -215,6 +219,9 @@ fn run(seed: u64, steps: u64) {
                 }
                 for (_, at) in &kept {
                     check_snapshot(bench.main(), *at);
+                }
+                if n % 3 == 2 {
+                    bench.store().gc(&Control::new(0), false).unwrap();
                 }
             }
         });

@@ -86,6 +86,11 @@ pub fn pack_path(dir: &Path, pack: PackId) -> PathBuf {
     dir.join(format!("{:016x}.pack", pack.0))
 }
 
+/// Whether a pack has been deleted.
+pub fn is_gone(disk: &dyn Disk, dir: &Path, pack: PackId) -> bool {
+    disk.open(&pack_path(dir, pack), false).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+}
+
 /// The packs in `dir`, ascending; other files are ignored.
 ///
 /// # Errors

@@ -88,6 +88,12 @@ impl PackWriter {
         Ok(PackWriter { disk, dir: dir.to_owned(), store, pack_bytes: PACK_BYTES, state, turn })
     }
 
+    /// Makes the next pack's number at least `pack`: files alone forget packs that were deleted.
+    pub fn skip_to(&self, pack: PackId) {
+        let mut state = self.state.lock();
+        state.next = state.next.max(pack);
+    }
+
     /// Finishes packs at this size instead of [`PACK_BYTES`].
     #[must_use]
     pub fn with_pack_bytes(mut self, pack_bytes: u64) -> PackWriter {

@@ -21,6 +21,7 @@ struct Mix {
     snapshots: u64,
     removal: u64,
     index: u64,
+    gc: u64,
 }
 
 fn data(c: &mut Chance) -> Op {
@@ -64,7 +65,7 @@ fn removal(c: &mut Chance) -> Op {
 impl Mix {
     fn step(&self, c: &mut Chance) -> Step {
         let all = [self.data, self.names, self.attributes, self.syncs];
-        let all = [all.as_slice(), &[self.snapshots, self.removal, self.index]].concat();
+        let all = [all.as_slice(), &[self.snapshots, self.removal, self.index, self.gc]].concat();
         let mut left = c.below(all.iter().sum());
         let chosen = all.iter().position(|n| {
             left < *n || {
@@ -86,6 +87,7 @@ impl Mix {
                 _ => Op::Snapshot { hold: false },
             },
             Some(5) => removal(c),
+            Some(7) => Op::Gc,
             _ => match c.below(8) {
                 0 => Op::Reopen,
                 1 => Op::Crash { flushed: false },
@@ -149,6 +151,12 @@ fn cuts_among_unlinks_and_truncates() {
 fn cuts_among_checkpoints_index_flushes_and_reopenings() {
     let mix = Mix { data: 8, names: 3, syncs: 3, snapshots: 1, removal: 1, index: 8, ..Mix::default() };
     workload(PLAIN, mix, 44);
+}
+
+#[test]
+fn cuts_among_rewritings_of_packs() {
+    let mix = Mix { data: 10, names: 3, syncs: 2, removal: 8, index: 1, gc: 3, ..Mix::default() };
+    workload(PLAIN, mix, 66);
 }
 
 /// A workload on a disk that lies must be caught.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::judge::{Found, judge};
 use super::life::{Life, Moment, State};
 use super::*;
+use crate::store::control::Control;
 use crate::store::index::restore_checkpoint;
 use crate::types::disk::faulty::medium::Change;
 use crate::volume::tests::model::Model;
@@ -24,6 +25,10 @@ pub enum Step {
     Do(Op),
     /// What was written is committed, and not synced.
     Commit,
+    /// The parts of [`Op::Gc`].
+    Rewrite,
+    CheckpointBeyond,
+    Delete,
 }
 
 /// A recorded workload of one or more lives.
@@ -67,7 +72,16 @@ impl Tape {
             if self.run.doubtful.len() >= DIRTY_MAX {
                 self.step(&Step::Commit).unwrap();
             }
-            self.step(step).unwrap_or_else(|e| panic!("step {i}, {step:?}: {e}"));
+            let steps = match step {
+                // What reaches the disk beside the simulated one must be noted where it does.
+                Step::Do(Op::Gc) => {
+                    &[Step::Rewrite, Step::CheckpointBeyond, Step::CheckpointBeyond, Step::Delete]
+                }
+                _ => std::slice::from_ref(step),
+            };
+            for step in steps {
+                self.step(step).unwrap_or_else(|e| panic!("step {i}, {step:?}: {e}"));
+            }
         }
     }
 
@@ -79,6 +93,13 @@ impl Tape {
                 self.run.bench.volumes().shared.flush_all().map_err(|e| e.to_string())?;
                 self.run.doubtful.clear();
             }
+            Step::Rewrite => {
+                self.run.bench.store().rewrite_packs(&Control::new(0)).map_err(|e| e.to_string())?;
+            }
+            Step::CheckpointBeyond => {
+                self.run.bench.store().checkpoint_beyond().map_err(|e| e.to_string())?;
+            }
+            Step::Delete => self.run.bench.store().delete_retired().map_err(|e| e.to_string())?,
         }
         self.note(Some(step), before);
         Ok(())
@@ -94,7 +115,9 @@ impl Tape {
         };
         let promised = if asked { state.lsn } else { self.run.bench.store().durable() };
         let flushed = match step {
-            None | Some(Step::Do(Op::FlushIndex | Op::Checkpoint | Op::Reopen | Op::Crash { .. })) => {
+            None
+            | Some(Step::CheckpointBeyond)
+            | Some(Step::Do(Op::FlushIndex | Op::Checkpoint | Op::Reopen | Op::Crash { .. })) => {
                 Some(self.shelve())
             }
             _ => None,

@@ -1,4 +1,4 @@
-//! How fast a scrub reads, how far it is, and how it is stopped.
+//! How fast long work goes (scrubbing, rewriting packs), how far it is, and how it is stopped.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -23,18 +23,18 @@ pub struct Control {
 /// How far a round is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// What is being read.
+    /// What is being done.
     pub what: &'static str,
-    /// Bytes read.
+    /// Bytes done.
     pub done: u64,
-    /// Bytes there are to read, as far as is known.
+    /// Bytes there are to do, as far as is known.
     pub total: u64,
     /// Bytes a second so far.
     pub rate: u64,
 }
 
 impl Control {
-    /// Of a round that begins now and reads no more than `bytes_per_second`; 0: as fast as it can.
+    /// Of a round that begins now and goes no faster than `bytes_per_second`; 0: as fast as it can.
     pub fn new(bytes_per_second: u64) -> Control {
         Control {
             bytes_per_second,
@@ -46,7 +46,7 @@ impl Control {
         }
     }
 
-    /// Ends the round at its next read.
+    /// Ends the round at its next step.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -72,7 +72,7 @@ impl Control {
         *self.what.lock() = what;
     }
 
-    /// Notes that `bytes` were read, and waits until reading more is due.
+    /// Notes that `bytes` were done, and waits until more is due.
     ///
     /// # Errors
     /// The round was cancelled.
@@ -80,7 +80,7 @@ impl Control {
         let done = self.done.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
         loop {
             if self.is_cancelled() {
-                return Err(Error::Invalid("the scrub was cancelled".into()));
+                return Err(Error::Invalid("it was cancelled".into()));
             }
             let early = due(done, self.bytes_per_second).saturating_sub(self.started.elapsed());
             if early.is_zero() {
@@ -91,7 +91,7 @@ impl Control {
     }
 }
 
-/// How long after the start so many bytes may have been read.
+/// How long after the start so many bytes may have been done.
 fn due(done: u64, bytes_per_second: u64) -> Duration {
     match bytes_per_second {
         0 => Duration::ZERO,

@@ -1,0 +1,254 @@
+//! Giving space back: a pack whose chunks are mostly dead is written anew without them, and deleted.
+//!
+//! ```text
+//! copy what is named to the end of the packs → sync → point the index at the copies, drop dead entries
+//!   → retire the pack → every checkpoint kept is younger: delete the file
+//! ```
+//!
+//! Until then the old pack stays whole, so a crash anywhere costs the copies made and nothing else. Of a chunk
+//! that was dead when its pack was retired no record behind a kept checkpoint makes another, since only the
+//! index could have shown that it is there; replay from the journal's very beginning takes it for lost, which
+//! hurts nobody once nothing names it.
+
+mod rewrite;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::Store;
+use super::chunks::pack;
+use super::control::Control;
+use super::model::Edit;
+use crate::types::error::IoContext;
+use crate::types::{Error, Lsn, PackId, Result};
+use rewrite::Work;
+
+/// How often packs are looked at for what could be freed.
+const LOOK: Duration = Duration::from_secs(30);
+/// Bytes that one step copies.
+const STEP_BYTES: u64 = 16 << 20;
+/// Time between checkpoints that are made only to be able to delete packs.
+const CHECKPOINT_PAUSE: Duration = Duration::from_secs(60);
+
+/// What rewriting remembers, in this process only.
+#[derive(Default)]
+pub(super) struct GcState {
+    work: Option<Work>,
+    /// Packs that need not be looked at while they have so many live bytes.
+    judged: HashMap<PackId, u64>,
+    next_look: Option<Instant>,
+    /// The last record when nothing was found to be rewritten.
+    settled: Option<Lsn>,
+    next_step: Option<Instant>,
+    next_checkpoint: Option<Instant>,
+}
+
+/// What could be freed, or was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Packs that were rewritten, or would be.
+    pub packs: u64,
+    /// Bytes copied out of them, or to be.
+    pub copied_bytes: u64,
+    /// Bytes of all packs before.
+    pub before_bytes: u64,
+    /// And after.
+    pub after_bytes: u64,
+}
+
+fn due(at: Option<Instant>) -> bool {
+    at.is_none_or(|at| Instant::now() >= at)
+}
+
+impl Store {
+    /// A step of rewriting in the background. Returns whether another can follow at once.
+    pub(super) fn gc_some(&self) -> Result<bool> {
+        let Some(mut gc) = self.gc.try_lock() else { return Ok(false) };
+        if gc.work.is_none() || self.room.is_full() {
+            self.let_go_of_packs(&mut gc)?;
+        }
+        let rate = self.config.gc_bytes_per_second;
+        if rate == 0 || !due(gc.next_step) {
+            return Ok(false);
+        }
+        let Some(mut work) = self.next_work(&mut gc)? else { return Ok(false) };
+        let step = self.rewrite_some(&mut work, STEP_BYTES);
+        let copied = *step.as_ref().unwrap_or(&0);
+        gc.next_step = Some(Instant::now() + Duration::from_millis(copied.saturating_mul(1000) / rate));
+        match step {
+            Ok(_) if work.is_done() => self.retire(&mut gc, &work)?,
+            Ok(_) => gc.work = Some(work),
+            Err(e) => self.give_up(&mut gc, &work, e)?,
+        }
+        Ok(true)
+    }
+
+    /// Has the background look for packs to rewrite without waiting.
+    #[cfg(test)]
+    pub fn gc_soon(&self) {
+        *self.gc.lock() = GcState::default();
+    }
+
+    fn next_work(&self, gc: &mut GcState) -> Result<Option<Work>> {
+        if let Some(work) = gc.work.take() {
+            return Ok(Some(work));
+        }
+        if !due(gc.next_look) || gc.settled == Some(self.last()) {
+            return Ok(None);
+        }
+        let last = self.last();
+        let percent =
+            if self.room.is_full() { FULL_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
+        let work = self.choose(&mut gc.judged, percent)?;
+        if work.is_none() {
+            gc.next_look = Some(Instant::now() + LOOK);
+            gc.settled = Some(last);
+        }
+        Ok(work)
+    }
+
+    fn retire(&self, gc: &mut GcState, work: &Work) -> Result<()> {
+        if work.leaves_some() {
+            // Something there has come to be named while it was copied; another round copies it, too.
+            gc.judged.remove(&work.pack);
+            return Ok(());
+        }
+        let _committed = self.commit.lock();
+        self.check_writable()?;
+        self.index.retire_pack(work.pack)
+    }
+
+    /// Leaves a pack alone that cannot be copied; what was copied of it stays where it is now.
+    fn give_up(&self, gc: &mut GcState, work: &Work, e: Error) -> Result<()> {
+        let live = self.index.state().packs.get(&work.pack).map_or(0, |stat| stat.live_bytes);
+        gc.judged.insert(work.pack, live);
+        match e {
+            Error::Corrupt { .. } => {
+                tracing::warn!(error = %e, "a pack with damage is not rewritten; scrub names what is concerned");
+                Ok(())
+            }
+            Error::NoSpace(_) => Ok(()),
+            e => Err(e),
+        }
+    }
+
+    /// Deletes retired packs that no checkpoint needs, and sees to it that there are such checkpoints.
+    fn let_go_of_packs(&self, gc: &mut GcState) -> Result<()> {
+        if self.index.state().retired.is_empty() {
+            return Ok(());
+        }
+        self.delete_retired()?;
+        if !self.index.state().retired.is_empty() && due(gc.next_checkpoint) {
+            self.checkpoint_beyond()?;
+            gc.next_checkpoint = Some(Instant::now() + CHECKPOINT_PAUSE);
+            self.delete_retired()?;
+        }
+        Ok(())
+    }
+
+    /// A checkpoint behind everything that was so far.
+    pub(crate) fn checkpoint_beyond(&self) -> Result<()> {
+        self.commit(vec![Edit::Term], None)?;
+        self.checkpoint()
+    }
+
+    /// Deletes the retired packs that are older than every checkpoint kept.
+    pub(crate) fn delete_retired(&self) -> Result<()> {
+        let Some((oldest, _)) = self.layout.checkpoints_made().pop() else { return Ok(()) };
+        let packs: Vec<(PackId, Lsn)> =
+            self.index.retired_packs().into_iter().filter(|(_, since)| *since < oldest).collect();
+        for (pack, _) in &packs {
+            let path = pack::pack_path(&self.layout.packs, *pack);
+            self.chunks.forget_pack(*pack);
+            match self.disk.remove(&path) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e).at("removing", &path),
+                _ => tracing::debug!(pack = pack.0, "a rewritten pack is deleted"),
+            }
+        }
+        if !packs.is_empty() {
+            self.disk.sync_dir(&self.layout.packs).at("syncing", &self.layout.packs)?;
+        }
+        for (pack, _) in packs {
+            let _committed = self.commit.lock();
+            self.index.pack_removed(pack)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets all there is to forget, and rewrites every pack that has dead bytes. With `dry` it only says what
+    /// rewriting would come to now.
+    ///
+    /// # Errors
+    /// It was cancelled (what is done is done), or from the store.
+    pub fn gc(&self, control: &Control, dry: bool) -> Result<GcReport> {
+        if dry {
+            return self.would_free();
+        }
+        let mut report = self.rewrite_packs(control)?;
+        control.begin("making checkpoints without the old packs");
+        for _ in 0..super::care::CHECKPOINTS_KEPT {
+            if !self.index.state().retired.is_empty() {
+                self.checkpoint_beyond()?;
+            }
+        }
+        self.delete_retired()?;
+        report.after_bytes = self.packs_bytes()?;
+        Ok(report)
+    }
+
+    /// Forgets, and rewrites every pack with dead bytes; the old ones are retired.
+    pub(crate) fn rewrite_packs(&self, control: &Control) -> Result<GcReport> {
+        let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
+        self.check_writable()?;
+        let mut gc = self.gc.lock();
+        *gc = GcState::default();
+        control.begin("forgetting");
+        while self.free_some()? {
+            control.advance(0)?;
+        }
+        self.chunks.finish_pack().map_err(|e| self.poisoned(&e))?;
+        control.begin("rewriting packs");
+        control.expect(report.before_bytes);
+        while let Some(mut work) = self.choose(&mut gc.judged, 0)? {
+            while !work.is_done() {
+                match self.rewrite_some(&mut work, STEP_BYTES) {
+                    Ok(copied) => report.copied_bytes += copied,
+                    Err(e @ Error::NoSpace(_)) => return Err(e),
+                    Err(e) => {
+                        self.give_up(&mut gc, &work, e)?;
+                        break;
+                    }
+                }
+                control.advance(STEP_BYTES)?;
+            }
+            if work.is_done() {
+                self.retire(&mut gc, &work)?;
+                report.packs += u64::from(!work.leaves_some());
+            }
+        }
+        Ok(report)
+    }
+
+    fn would_free(&self) -> Result<GcReport> {
+        let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
+        let retired = self.index.state().retired.clone();
+        let mut freed = 0;
+        for (id, len, _) in self.pack_sizes()? {
+            if retired.contains_key(&id) {
+                freed += len;
+                continue;
+            }
+            let work = self.work_on(id)?;
+            if work.dead_bytes > 0 {
+                report.packs += 1;
+                report.copied_bytes += work.live_bytes;
+                freed += len.saturating_sub(work.live_bytes);
+            }
+        }
+        report.after_bytes = report.before_bytes.saturating_sub(freed);
+        Ok(report)
+    }
+}
+
+/// Dead part of a pack from which on it is rewritten on a full disk.
+const FULL_DEAD_PERCENT: u64 = 10;

@@ -1,0 +1,146 @@
+//! Which pack is rewritten next, and its rewriting in steps.
+
+use std::collections::HashMap;
+
+use crate::store::Store;
+use crate::store::chunks::pack::{self, Location, Trust};
+use crate::store::index::relocate::Relocation;
+use crate::types::error::IoContext;
+use crate::types::{ChunkId, PackId, Result};
+
+/// Chunks for which the append lock is taken at once.
+const CHUNKS_PER_STEP: usize = 1000;
+
+/// A pack that is being rewritten.
+pub(super) struct Work {
+    pub(super) pack: PackId,
+    frames: Vec<(ChunkId, Location)>,
+    next: usize,
+    /// Chunks that could not go.
+    left: u64,
+    /// Bytes of frames that something names, and of the others, when it was looked at.
+    pub(super) live_bytes: u64,
+    pub(super) dead_bytes: u64,
+}
+
+impl Work {
+    /// Whether all frames were looked at.
+    pub(super) fn is_done(&self) -> bool {
+        self.next >= self.frames.len()
+    }
+
+    /// Whether something is still there.
+    pub(super) fn leaves_some(&self) -> bool {
+        self.left > 0
+    }
+}
+
+impl Store {
+    /// The packs that nobody appends to, with their sizes and what of them is named.
+    pub(super) fn pack_sizes(&self) -> Result<Vec<(PackId, u64, u64)>> {
+        // What is packed and not named yet lies at or behind this.
+        let end = self.chunks.low_mark().0.min(self.chunks.end().0);
+        let mut found = Vec::new();
+        for id in pack::list(&*self.disk, &self.layout.packs)?.into_iter().filter(|id| *id < end) {
+            let path = pack::pack_path(&self.layout.packs, id);
+            let len = self.disk.open(&path, false).and_then(|f| f.len()).at("reading", &path)?;
+            let live = self.index.state().packs.get(&id).map_or(0, |stat| stat.live_bytes);
+            found.push((id, len, live));
+        }
+        Ok(found)
+    }
+
+    /// The pack with the largest dead part, if at least `percent` of its frames' bytes are dead, and any are.
+    pub(super) fn choose(&self, judged: &mut HashMap<PackId, u64>, percent: u64) -> Result<Option<Work>> {
+        // Footers of finished packs, and no pack half in the writer's hands.
+        self.chunks.sync().map_err(|e| self.poisoned(&e))?;
+        let retired = self.index.state().retired.clone();
+        let mut packs = self.pack_sizes()?;
+        packs.retain(|(id, _, live)| !retired.contains_key(id) && judged.get(id) != Some(live));
+        packs.sort_by_key(|(_, len, live)| live.saturating_mul(1000) / (*len).max(1));
+        for (id, len, live) in packs {
+            // Headers and footers count as dead here, and exactly below.
+            if len.saturating_sub(live).saturating_mul(100) < len.saturating_mul(percent) {
+                break;
+            }
+            let work = match self.work_on(id) {
+                Ok(work) => work,
+                Err(e) => {
+                    tracing::warn!(error = %e, "a pack that cannot be read is not rewritten");
+                    judged.insert(id, live);
+                    continue;
+                }
+            };
+            let frames = work.live_bytes + work.dead_bytes;
+            // An empty pack has nothing dead in it, and is of no use.
+            let wanted = frames == 0 || work.dead_bytes > 0;
+            if wanted && work.dead_bytes.saturating_mul(100) >= frames.saturating_mul(percent) {
+                return Ok(Some(work));
+            }
+            judged.insert(id, live);
+        }
+        Ok(None)
+    }
+
+    /// Looks at a pack's frames.
+    pub(super) fn work_on(&self, pack: PackId) -> Result<Work> {
+        let mut work = Work { pack, frames: Vec::new(), next: 0, left: 0, live_bytes: 0, dead_bytes: 0 };
+        let report =
+            pack::scan(&*self.disk, &self.layout.packs, self.id, pack, 0, Trust::Footer, &mut |id, at| {
+                let live = self.is_wanted(&id, &at)?;
+                let bytes = if live { &mut work.live_bytes } else { &mut work.dead_bytes };
+                *bytes += at.frame_bytes();
+                work.frames.push((id, at));
+                Ok(())
+            })?;
+        // Behind damage lies what a scan may not have seen.
+        match report.errors().next() {
+            Some(e)
+                if self.index.state().packs.get(&pack).is_some_and(|s| s.live_bytes != work.live_bytes) =>
+            {
+                Err(e)
+            }
+            _ => Ok(work),
+        }
+    }
+
+    /// Whether the frame holds a chunk that something names or is about to.
+    fn is_wanted(&self, id: &ChunkId, at: &Location) -> Result<bool> {
+        let entry = self.index.chunk(id)?.filter(|entry| entry.location == *at);
+        Ok(entry.is_some_and(|entry| entry.refs > 0 || self.chunks.is_pinned(id)))
+    }
+
+    /// Copies up to `bytes` of what is wanted, and tells the index. Returns how many.
+    pub(super) fn rewrite_some(&self, work: &mut Work, bytes: u64) -> Result<u64> {
+        let left = work.frames.get(work.next..).unwrap_or_default();
+        let wanted: u64 = left.iter().map(|(_, at)| at.frame_bytes()).sum::<u64>().min(work.live_bytes);
+        if wanted > 0 {
+            self.room.spare(wanted.min(bytes))?;
+        }
+        let (mut copied, mut changes, mut failed) = (0, Vec::new(), None);
+        for (id, from) in left.iter().take(CHUNKS_PER_STEP) {
+            if copied >= bytes {
+                break;
+            }
+            let to = match self.is_wanted(id, from)?.then(|| self.chunks.copy(id, from)).transpose() {
+                Ok(to) => to,
+                // What was copied before counts all the same.
+                Err(e) => {
+                    failed = Some(e);
+                    break;
+                }
+            };
+            work.next += 1;
+            copied += to.map_or(0, |to| to.frame_bytes());
+            changes.push(Relocation { id: *id, from: *from, to });
+        }
+        if copied > 0 {
+            self.chunks.sync().map_err(|e| self.poisoned(&e))?;
+        }
+        let _committed = self.commit.lock();
+        self.check_writable()?;
+        self.index.ready()?;
+        work.left += self.index.relocate(&changes, &|id| self.chunks.is_pinned(id))?;
+        failed.map_or(Ok(copied), Err)
+    }
+}
