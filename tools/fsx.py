@@ -1,0 +1,170 @@
+"""fsx with the same seeds on a mount and on the filesystem beside it. Part of tools/suites."""
+
+import fcntl
+import filecmp
+import os
+import re
+import struct
+import subprocess
+import termios
+import time
+
+# Every operation that fsx has. The sizes make a file of some twenty chunks; no operation is empty, because
+# posix_fallocate refuses that.
+CONFIG = """flen = 1048576
+nomsyncafterwrite = {nomsync}
+[opsize]
+min = 1
+max = 131072
+[weights]
+read = 10
+write = 10
+mapread = 5
+mapwrite = 10
+truncate = 3
+punch_hole = 3
+posix_fallocate = 1
+copy_file_range = 3
+sendfile = 1
+posix_fadvise = 1
+invalidate = 1
+close_open = 1
+fsync = 0.5
+fdatasync = 0.5
+"""
+EVERY = 1000
+
+
+class Fsx:
+    """The program, with one configuration."""
+
+    def __init__(self, binary, home, name, synced):
+        """synced: with an msync after each store through a mapping."""
+        self.binary = binary
+        self.home = home
+        self.name = name
+        self.config = os.path.join(home, f"{name}.toml")
+        with open(self.config, "w", encoding="ascii") as f:
+            f.write(CONFIG.format(nomsync="false" if synced else "true"))
+
+    def command(self, seed, operations, path, *more):
+        # What it saves when it finds a difference goes beside its log, not onto the mount.
+        return [self.binary, "-f", self.config, "-S", str(seed), "-N", str(operations), "-P", self.home, *more, path]
+
+    def run(self, seed, operations, path):
+        """Returns "ok" and the seconds it took; or what failed, with the log's path."""
+        start = time.monotonic()
+        log = os.path.join(self.home, f"{self.name}-{seed}-{os.path.basename(os.path.dirname(path))}.log")
+        with open(log, "wb") as out:
+            done = subprocess.run(self.command(seed, operations, path), stdout=out, stderr=out, check=False)
+        took = time.monotonic() - start
+        return ("ok" if done.returncode == 0 else f"exit {done.returncode}, see {log}"), took
+
+    def paused(self, seed, operations, path):
+        return Paused(self.command(seed, operations, path, "-vv"), operations)
+
+
+class Paused:
+    """A run that can be stopped between two operations, exactly.
+
+    fsx tells each operation in a line on stderr, by one write(2), before it begins it. Here stderr is a pipe in
+    packet mode (O_DIRECT) of one page: room for one line, however short. While the lines before line K are read and
+    no more, fsx puts line K into the pipe, does operation K, and sleeps in the write of line K+1 until line K is
+    taken out. There it is stopped for as long as one likes, with K operations done and the next not begun: no
+    signal has to arrive in time, and the history is that of a single run. That it sleeps there, and not in
+    operation K, is told by the kernel (/proc/PID/syscall).
+    """
+
+    def __init__(self, command, operations):
+        self.operations = operations
+        self.seen = 0
+        self.out, into = os.pipe2(os.O_DIRECT | os.O_CLOEXEC)
+        fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=into)
+        os.close(into)
+
+    def advance(self, to):
+        """Lets it go on until so many operations are done and no more."""
+        last = to == self.operations
+        while self.seen < to - (0 if last else 1):
+            self.line()
+        if last:
+            if os.read(self.out, 4096) or self.process.wait() != 0:
+                raise RuntimeError(f"fsx did not end well after {to} operations")
+            return
+        while not (self.waiting() and self.sleeps_in_write()):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"fsx ended before operation {to} was done")
+            time.sleep(0.0002)
+
+    def line(self):
+        """Takes one line. There must be exactly one for each operation, or stopping would not be exact."""
+        text = os.read(self.out, 4096)
+        if b"Using seed" in text:
+            return
+        match = re.match(rb"\[\S+\s+fsx\]\s+(\d+) ", text)
+        if not match or int(match[1]) != self.seen + 1:
+            raise RuntimeError(f"fsx said after operation {self.seen}: {(text + self.rest()).decode(errors='replace')}")
+        self.seen += 1
+
+    def rest(self):
+        parts = []
+        while part := os.read(self.out, 4096):
+            parts.append(part)
+        return b"".join(parts)[-2000:]
+
+    def waiting(self):
+        """Whether a line lies in the pipe."""
+        count = fcntl.ioctl(self.out, termios.FIONREAD, b"\0" * 4)
+        return struct.unpack("i", count)[0] > 0
+
+    def sleeps_in_write(self):
+        with open(f"/proc/{self.process.pid}/syscall", encoding="ascii") as f:
+            # write is call 1 on x86-64. A process that runs reads as "running".
+            return f.read().startswith("1 0x2 ")
+
+    def close(self):
+        self.process.kill()
+        self.process.wait()
+        os.close(self.out)
+
+
+def plain(fsx, seed, operations, places):
+    """One seed on all places. Returns for each its verdict and time; the files they leave must be equal."""
+    verdicts = []
+    paths = [os.path.join(place, f"fsx-{seed}") for place in places]
+    for path in paths:
+        verdicts.append(fsx.run(seed, operations, path))
+    if all(verdict == "ok" for verdict, _ in verdicts) and not filecmp.cmp(*paths, shallow=False):
+        verdicts[-1] = ("another file in the end", verdicts[-1][1])
+    return verdicts
+
+
+def snapshots(fsx, mount, beside, seed, operations):
+    """One run on the mount, a snapshot after every thousand operations; each must hold what the same seed leaves
+    on the filesystem beside when it is stopped there, which is fsx's own -N: the number of operations has no part
+    in what they are.
+
+    There is no msync in these runs: what was stored through mappings is in the snapshot all the same.
+    """
+    stops = range(EVERY, operations + 1, EVERY)
+    run = fsx.paused(seed, operations, os.path.join(mount.path, "fsx-snapshots"))
+    slowest = 0.0
+    try:
+        for stop in stops:
+            run.advance(stop)
+            start = time.monotonic()
+            mount.run("snapshot", "create", mount.path, f"fsx-{stop}")
+            slowest = max(slowest, time.monotonic() - start)
+    finally:
+        run.close()
+    wrong = []
+    expected = os.path.join(beside, "fsx-snapshots")
+    for stop in stops:
+        verdict, _ = fsx.run(seed, stop, expected)
+        if verdict != "ok":
+            raise RuntimeError(f"fsx beside the mount, {stop} operations: {verdict}")
+        found = os.path.join(mount.path, ".snapshots", f"fsx-{stop}", "fsx-snapshots")
+        if not filecmp.cmp(found, expected, shallow=False):
+            wrong.append(stop)
+    return wrong, len(stops), slowest
