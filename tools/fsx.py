@@ -1,9 +1,11 @@
 """fsx with the same seeds on a mount and on the filesystem beside it. Part of tools/suites."""
 
+import concurrent.futures
 import fcntl
 import filecmp
 import os
 import re
+import shutil
 import struct
 import subprocess
 import termios
@@ -38,23 +40,28 @@ EVERY = 1000
 class Fsx:
     """The program, with one configuration."""
 
-    def __init__(self, binary, home, name, synced):
-        """synced: with an msync after each store through a mapping."""
+    def __init__(self, binary, home, msync):
+        """msync: after each store through a mapping, which the disk below has to wait for each time."""
         self.binary = binary
         self.home = home
-        self.name = name
-        self.config = os.path.join(home, f"{name}.toml")
+        self.name = "msync" if msync else "no-msync"
+        self.config = os.path.join(home, f"fsx-{self.name}.toml")
         with open(self.config, "w", encoding="ascii") as f:
-            f.write(CONFIG.format(nomsync="false" if synced else "true"))
+            f.write(CONFIG.format(nomsync="false" if msync else "true"))
 
     def command(self, seed, operations, path, *more):
         # What it saves when it finds a difference goes beside its log, not onto the mount.
         return [self.binary, "-f", self.config, "-S", str(seed), "-N", str(operations), "-P", self.home, *more, path]
 
-    def run(self, seed, operations, path):
-        """Returns "ok" and the seconds it took; or what failed, with the log's path."""
+    def run(self, seed, operations, paths):
+        """The same at once on all paths. Returns for each "ok" or what failed, and the seconds it took."""
+        with concurrent.futures.ThreadPoolExecutor(len(paths)) as pool:
+            return list(pool.map(lambda path: self.one(seed, operations, path), paths))
+
+    def one(self, seed, operations, path):
         start = time.monotonic()
-        log = os.path.join(self.home, f"{self.name}-{seed}-{os.path.basename(os.path.dirname(path))}.log")
+        place = os.path.basename(os.path.dirname(path))
+        log = os.path.join(self.home, f"fsx-{self.name}-{seed}-{operations}-{place}.log")
         with open(log, "wb") as out:
             done = subprocess.run(self.command(seed, operations, path), stdout=out, stderr=out, check=False)
         took = time.monotonic() - start
@@ -129,42 +136,47 @@ class Paused:
         os.close(self.out)
 
 
-def plain(fsx, seed, operations, places):
-    """One seed on all places. Returns for each its verdict and time; the files they leave must be equal."""
-    verdicts = []
-    paths = [os.path.join(place, f"fsx-{seed}") for place in places]
-    for path in paths:
-        verdicts.append(fsx.run(seed, operations, path))
-    if all(verdict == "ok" for verdict, _ in verdicts) and not filecmp.cmp(*paths, shallow=False):
-        verdicts[-1] = ("another file in the end", verdicts[-1][1])
-    return verdicts
+def plain(fsx, seed, operations, beside, mount):
+    """One seed on both. Returns for each its verdict and time; the files that they leave must be equal."""
+    paths = [os.path.join(place, f"fsx-{seed}") for place in (beside, mount.path)]
+    ext4, found = fsx.run(seed, operations, paths)
+    if ext4[0] == found[0] == "ok" and not filecmp.cmp(*paths, shallow=False):
+        found = ("another file in the end", found[1])
+    return ext4, found
 
 
-def snapshots(fsx, mount, beside, seed, operations):
-    """One run on the mount, a snapshot after every thousand operations; each must hold what the same seed leaves
-    on the filesystem beside when it is stopped there, which is fsx's own -N: the number of operations has no part
-    in what they are.
+def snapshots(fsx, seed, operations, beside, mount):
+    """One run on the mount, with a snapshot after every thousand operations; the same on ext4, with a copy of the
+    file each time. Every snapshot must hold what the copy holds. Without msync: what was stored through mappings
+    is in the snapshot all the same.
 
-    There is no msync in these runs: what was stored through mappings is in the snapshot all the same.
+    At the first, middle and last stop fsx is also run anew and stopped by its own -N, which has no part in what the
+    operations are: a pause that came too early or too late would show.
     """
-    stops = range(EVERY, operations + 1, EVERY)
-    run = fsx.paused(seed, operations, os.path.join(mount.path, "fsx-snapshots"))
+    stops = list(range(EVERY, operations + 1, EVERY))
+    copies = os.path.join(fsx.home, "stops")
+    os.makedirs(copies)
+    paths = [os.path.join(place, "fsx-snapshots") for place in (beside, mount.path)]
+    runs = [fsx.paused(seed, operations, path) for path in paths]
     slowest = 0.0
     try:
         for stop in stops:
-            run.advance(stop)
+            for run in runs:
+                run.advance(stop)
             start = time.monotonic()
             mount.run("snapshot", "create", mount.path, f"fsx-{stop}")
             slowest = max(slowest, time.monotonic() - start)
+            shutil.copyfile(paths[0], os.path.join(copies, str(stop)))
     finally:
-        run.close()
+        for run in runs:
+            run.close()
+    for stop in (stops[0], stops[len(stops) // 2], stops[-1]):
+        verdict, _ = fsx.one(seed, stop, paths[0])
+        if verdict != "ok" or not filecmp.cmp(paths[0], os.path.join(copies, str(stop)), shallow=False):
+            raise RuntimeError(f"on ext4, stopped after {stop} operations: {verdict}, and not what the pause left")
     wrong = []
-    expected = os.path.join(beside, "fsx-snapshots")
     for stop in stops:
-        verdict, _ = fsx.run(seed, stop, expected)
-        if verdict != "ok":
-            raise RuntimeError(f"fsx beside the mount, {stop} operations: {verdict}")
         found = os.path.join(mount.path, ".snapshots", f"fsx-{stop}", "fsx-snapshots")
-        if not filecmp.cmp(found, expected, shallow=False):
+        if not filecmp.cmp(found, os.path.join(copies, str(stop)), shallow=False):
             wrong.append(stop)
     return wrong, len(stops), slowest
