@@ -12,8 +12,8 @@ def record(writer, number):
 
 
 def race(path, writers, records):
-    """Each writer appends its records, one write each. Returns how often the writers took turns, and what is wrong
-    with the file, if something is."""
+    """Each writer appends its records, one write each. Returns how often the writers took turns, and what is
+    wrong with the file, if something is."""
     ready, go = os.pipe()
     children = []
     for writer in range(writers):

@@ -51,7 +51,8 @@ class Fsx:
 
     def command(self, seed, operations, path, *more):
         # What it saves when it finds a difference goes beside its log, not onto the mount.
-        return [self.binary, "-f", self.config, "-S", str(seed), "-N", str(operations), "-P", self.home, *more, path]
+        options = ["-f", self.config, "-S", str(seed), "-N", str(operations), "-P", self.home]
+        return [self.binary, *options, *more, path]
 
     def run(self, seed, operations, paths):
         """The same at once on all paths. Returns for each "ok" or what failed, and the seconds it took."""
@@ -75,10 +76,10 @@ class Paused:
     """A run that can be stopped between two operations, exactly.
 
     fsx tells each operation in a line on stderr, by one write(2), before it begins it. Here stderr is a pipe in
-    packet mode (O_DIRECT) of one page: room for one line, however short. While the lines before line K are read and
-    no more, fsx puts line K into the pipe, does operation K, and sleeps in the write of line K+1 until line K is
-    taken out. There it is stopped for as long as one likes, with K operations done and the next not begun: no
-    signal has to arrive in time, and the history is that of a single run. That it sleeps there, and not in
+    packet mode (O_DIRECT) of one page: room for one line, however short. While the lines before line K are read
+    and no more, fsx puts line K into the pipe, does operation K, and sleeps in the write of line K+1 until line
+    K is taken out. There it is stopped for as long as one likes, with K operations done and the next not begun:
+    no signal has to arrive in time, and the history is that of a single run. That it sleeps there, and not in
     operation K, is told by the kernel (/proc/PID/syscall).
     """
 
@@ -111,7 +112,8 @@ class Paused:
             return
         match = re.match(rb"\[\S+\s+fsx\]\s+(\d+) ", text)
         if not match or int(match[1]) != self.seen + 1:
-            raise RuntimeError(f"fsx said after operation {self.seen}: {(text + self.rest()).decode(errors='replace')}")
+            said = (text + self.rest()).decode(errors="replace")
+            raise RuntimeError(f"fsx said after operation {self.seen}: {said}")
         self.seen += 1
 
     def rest(self):
@@ -146,12 +148,12 @@ def plain(fsx, seed, operations, beside, mount):
 
 
 def snapshots(fsx, seed, operations, beside, mount):
-    """One run on the mount, with a snapshot after every thousand operations; the same on ext4, with a copy of the
-    file each time. Every snapshot must hold what the copy holds. Without msync: what was stored through mappings
-    is in the snapshot all the same.
+    """One run on the mount, with a snapshot after every thousand operations; the same on ext4, with a copy of
+    the file each time. Every snapshot must hold what the copy holds. Without msync: what was stored through
+    mappings is in the snapshot all the same.
 
-    At the first, middle and last stop fsx is also run anew and stopped by its own -N, which has no part in what the
-    operations are: a pause that came too early or too late would show.
+    At the first, middle and last stop fsx is also run anew and stopped by its own -N, which has no part in what
+    the operations are: a pause that came too early or too late would show.
     """
     stops = list(range(EVERY, operations + 1, EVERY))
     copies = os.path.join(fsx.home, "stops")
@@ -173,7 +175,7 @@ def snapshots(fsx, seed, operations, beside, mount):
     for stop in (stops[0], stops[len(stops) // 2], stops[-1]):
         verdict, _ = fsx.one(seed, stop, paths[0])
         if verdict != "ok" or not filecmp.cmp(paths[0], os.path.join(copies, str(stop)), shallow=False):
-            raise RuntimeError(f"on ext4, stopped after {stop} operations: {verdict}, and not what the pause left")
+            raise RuntimeError(f"ext4, stopped after {stop} operations: {verdict}, and not what the pause left")
     wrong = []
     for stop in stops:
         found = os.path.join(mount.path, ".snapshots", f"fsx-{stop}", "fsx-snapshots")

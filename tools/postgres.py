@@ -30,8 +30,11 @@ class Postgres:
         self.run("pgbench", *self.where(), "--initialize", "--scale", str(scale), "--quiet", "postgres")
 
     def start(self):
-        options = f"-c port={PORT} -c unix_socket_directories={self.home} -c listen_addresses='' -c log_min_messages=warning"
-        self.run("pg_ctl", "--pgdata", self.data, "--log", self.log, "--wait", "--timeout", "300", "-o", options, "start")
+        settings = {"port": PORT, "unix_socket_directories": self.home, "listen_addresses": "''",
+                    "log_min_messages": "warning"}
+        options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+        self.run("pg_ctl", "--pgdata", self.data, "--log", self.log, "--wait", "--timeout", "300",
+                 "-o", options, "start")
 
     def where(self):
         return ["--host", self.home, "--port", PORT]
@@ -40,7 +43,8 @@ class Postgres:
         return ["runuser", "--user", "postgres", "--", os.path.join(self.bin, program), *arguments]
 
     def run(self, program, *arguments):
-        done = subprocess.run(self.command(program, *arguments), cwd=self.home, capture_output=True, text=True, check=False)
+        done = subprocess.run(self.command(program, *arguments), cwd=self.home, capture_output=True, text=True,
+                              check=False)
         if done.returncode != 0:
             raise RuntimeError(f"{program}: {done.stdout} {done.stderr}")
         return done.stdout
@@ -49,7 +53,8 @@ class Postgres:
         """A benchmark under way. --no-vacuum: without it pgbench empties its history, which `check` needs."""
         command = self.command("pgbench", *self.where(), "--client", str(clients), "--jobs", "2",
                                "--time", str(seconds), "--no-vacuum", "postgres")
-        return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                text=True)
 
     def interrupt(self, bench):
         """Ends a benchmark that was to go on. Returns the transactions done."""
@@ -76,16 +81,18 @@ class Postgres:
 
     def check(self):
         """Every index and heap is sound, and the sums that each transaction keeps equal are equal."""
-        self.run("pg_amcheck", *self.where(), "--all", "--install-missing", "--heapallindexed", "--parent-check")
+        self.run("pg_amcheck", *self.where(), "--all", "--install-missing", "--heapallindexed",
+                 "--parent-check")
         sums = self.query(
             "select (select sum(abalance) from pgbench_accounts), (select sum(bbalance) from pgbench_branches),"
-            " (select sum(tbalance) from pgbench_tellers), (select coalesce(sum(delta), 0) from pgbench_history)")
+            " (select sum(tbalance) from pgbench_tellers),"
+            " (select coalesce(sum(delta), 0) from pgbench_history)")
         if len(set(sums.split("|"))) != 1:
             raise RuntimeError(f"accounts, branches, tellers and history differ: {sums}")
 
     def query(self, text):
-        return self.run("psql", *self.where(), "--no-psqlrc", "--tuples-only", "--no-align", "--command", text,
-                        "postgres").strip()
+        return self.run("psql", *self.where(), "--no-psqlrc", "--tuples-only", "--no-align",
+                        "--command", text, "postgres").strip()
 
     def stop(self):
         self.run("pg_ctl", "--pgdata", self.data, "--wait", "--mode", "fast", "stop")
@@ -105,7 +112,7 @@ class Postgres:
         """Leaves no server of it running, whatever happened."""
         if os.path.exists(os.path.join(self.data, "postmaster.pid")):
             command = self.command("pg_ctl", "--pgdata", self.data, "--wait", "--mode", "immediate", "stop")
-            subprocess.run(command, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+            subprocess.run(command, cwd="/", capture_output=True, check=False)
 
 
 def no_error(said):
