@@ -90,6 +90,10 @@ class Paused:
         fcntl.fcntl(into, fcntl.F_SETPIPE_SZ, 4096)
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=into)
         os.close(into)
+        # Its first line names the seed.
+        said = os.read(self.out, 4096)
+        if b"Using seed" not in said:
+            self.wrong(said)
 
     def advance(self, to):
         """Lets it go on until so many operations are done and no more."""
@@ -107,20 +111,16 @@ class Paused:
 
     def line(self):
         """Takes one line. There must be exactly one for each operation, or stopping would not be exact."""
-        text = os.read(self.out, 4096)
-        if b"Using seed" in text:
-            return
-        match = re.match(rb"\[\S+\s+fsx\]\s+(\d+) ", text)
+        said = os.read(self.out, 4096)
+        match = re.match(rb"\[\S+\s+fsx\]\s+(\d+) ", said)
         if not match or int(match[1]) != self.seen + 1:
-            said = (text + self.rest()).decode(errors="replace")
-            raise RuntimeError(f"fsx said after operation {self.seen}: {said}")
+            self.wrong(said)
         self.seen += 1
 
-    def rest(self):
-        parts = []
-        while part := os.read(self.out, 4096):
-            parts.append(part)
-        return b"".join(parts)[-2000:]
+    def wrong(self, said):
+        while more := os.read(self.out, 4096):
+            said += more
+        raise RuntimeError(f"fsx said after operation {self.seen}: {said[-2000:].decode(errors='replace')}")
 
     def waiting(self):
         """Whether a line lies in the pipe."""
