@@ -64,16 +64,24 @@ impl Volume {
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(FsError::AttributeTooLarge);
         }
-        let list = self.listxattr(None, ino)?;
-        if list.len() + name.len() + 1 > XATTR_LIST_BYTES_MAX {
-            return Err(FsError::AttributeTooLarge);
-        }
         let xattr = Xattr { name: name.to_vec(), value: value.to_vec() };
-        self.change_xattr(ino, name, request, |exists| match (mode, exists) {
+        self.change_xattr(ino, name, request, |exists, count| match (mode, exists) {
             (XattrMode::Create, true) => Err(FsError::Exists),
             (XattrMode::Replace, false) => Err(FsError::NoAttribute),
+            (_, false) if !self.name_fits(ino, count, name)? => Err(FsError::AttributeTooLarge),
             _ => Ok(Some(xattr)),
         })
+    }
+
+    /// Whether the list of an inode's names has room for one more. It is read, which takes all attributes with
+    /// their values, only where there are so many that it may have none.
+    fn name_fits(&self, ino: Ino, count: u32, name: &[u8]) -> FsResult<bool> {
+        let room = XATTR_LIST_BYTES_MAX - (name.len() + 1);
+        if count as usize * (NAME_BYTES_MAX + 1) <= room {
+            return Ok(true);
+        }
+        let list: usize = self.view(None).xattrs(ino)?.iter().map(|x| x.name.len() + 1).sum();
+        Ok(list <= room)
     }
 
     /// Removes an extended attribute.
@@ -85,7 +93,7 @@ impl Volume {
             ino,
             name,
             request,
-            |exists| {
+            |exists, _| {
                 if exists { Ok(None) } else { Err(FsError::NoAttribute) }
             },
         )
@@ -96,7 +104,7 @@ impl Volume {
         ino: Ino,
         name: &[u8],
         request: Option<RequestId>,
-        decide: impl FnOnce(bool) -> FsResult<Option<Xattr>>,
+        decide: impl FnOnce(bool, u32) -> FsResult<Option<Xattr>>,
     ) -> FsResult<()> {
         self.check_writable()?;
         let (vol, hash) = (self.vol, self.xattr_hash(name));
@@ -107,8 +115,8 @@ impl Volume {
             return Err(FsError::NotFound);
         }
         let exists = live.attrs.xattrs > 0 && self.view(None).xattr(ino, &hash)?.is_some();
-        let new = decide(exists)?;
         let count = live.attrs.xattrs;
+        let new = decide(exists, count)?;
         let count = if new.is_some() { count + u32::from(!exists) } else { count.saturating_sub(1) };
         let now = self.shared.now();
         let mut attrs = live.recordable();
