@@ -58,6 +58,10 @@ quickstart *dir:
 survive *args:
     tools/survive --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-survive.XXXXXX)" {{ args }}
 
+# other people's tests on a mount and on ext4, the verdicts compared (about an hour); a name picks one
+suites *names:
+    tools/suites {{ if names == "" { "pjdfstest fsx stress-ng postgres append" } else { names } }} --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-suites.XXXXXX)"
+
 # the server's program replaced again and again under PostgreSQL and a copy of 5 GiB
 upgrades *args:
     tools/upgrades --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-upgrades.XXXXXX)" {{ args }}

@@ -17,6 +17,8 @@ REWINDFS_TOOLS="$REWINDFS_CACHE/rewindfs-tools"
 CARGO_DENY_VERSION="0.20.2"
 # shellcheck disable=SC2034 # read by the scripts that source this file
 FSX_VERSION="0.3.2"
+# shellcheck disable=SC2034
+PJDFSTEST_VERSION="0.2.2"
 
 # What a build needs, and what the tests and the demo need on top.
 # shellcheck disable=SC2034 # read by the scripts that source this file

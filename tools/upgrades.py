@@ -1,7 +1,6 @@
 """Upgrades under PostgreSQL and cp. Run by tools/upgrades."""
 
 import argparse
-import glob
 import os
 import random
 import shutil
@@ -11,74 +10,7 @@ import sys
 import time
 
 from mounted import Mount
-
-PORT = "54329"
-
-
-class Postgres:
-    """A cluster on the mount, run by the user postgres."""
-
-    def __init__(self, data, home):
-        self.data = data
-        self.home = home
-        self.bin = max(glob.glob("/usr/lib/postgresql/*/bin"))
-        os.makedirs(data)
-        os.makedirs(home)
-        for path in (data, home):
-            shutil.chown(path, "postgres", "postgres")
-        self.run("initdb", "--pgdata", data, "--data-checksums", "--auth=trust")
-        options = f"-c port={PORT} -c unix_socket_directories={home} -c listen_addresses='' -c log_min_messages=warning"
-        self.run("pg_ctl", "--pgdata", data, "--log", os.path.join(home, "log"), "--wait", "-o", options, "start")
-        self.run("pgbench", *self.where(), "--initialize", "--scale", "5", "--quiet", "postgres")
-
-    def where(self):
-        return ["--host", self.home, "--port", PORT]
-
-    def command(self, program, *arguments):
-        return ["runuser", "--user", "postgres", "--", os.path.join(self.bin, program), *arguments]
-
-    def run(self, program, *arguments):
-        done = subprocess.run(self.command(program, *arguments), cwd=self.home, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise RuntimeError(f"{program}: {done.stdout} {done.stderr}")
-        return done.stdout
-
-    def bench(self):
-        command = self.command("pgbench", *self.where(), "--client", "4", "--time", "100000", "--no-vacuum", "postgres")
-        return subprocess.Popen(command, cwd=self.home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def end(self, bench):
-        """Ends the benchmark, checks the database. Returns the transactions done."""
-        if bench.poll() is not None:
-            raise RuntimeError(f"pgbench ended: {bench.stdout.read()}")
-        done = int(self.query("select count(*) from pgbench_history"))
-        bench.terminate()
-        bench.wait()
-        said = bench.stdout.read()
-        if "ERROR" in said or "FATAL" in said or "PANIC" in said:
-            raise RuntimeError(f"pgbench: {said}")
-        self.query("create extension amcheck")
-        self.query("select bt_index_check(oid, true) from pg_class where relname like 'pgbench%pkey'")
-        sums = self.query(
-            "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)")
-        if sums != "t":
-            raise RuntimeError("balances and history differ")
-        self.stop()
-        self.run("pg_checksums", "--check", "--pgdata", self.data)
-        with open(os.path.join(self.home, "log"), encoding="utf-8") as log:
-            # The end of the benchmark closes its connections.
-            bad = [line for line in log if "client" not in line and
-                   any(word in line for word in ("PANIC", "FATAL", "could not", "I/O"))]
-        if bad:
-            raise RuntimeError(f"PostgreSQL noticed: {bad}")
-        return done
-
-    def query(self, text):
-        return self.run("psql", *self.where(), "--no-psqlrc", "--tuples-only", "--no-align", "--command", text,
-                        "postgres").strip()
-
-    def stop(self):
-        self.run("pg_ctl", "--pgdata", self.data, "--wait", "--mode", "fast", "stop")
+from postgres import Postgres
 
 
 def tree(root, gib):
@@ -109,7 +41,8 @@ def drill(mount, options, home):
     source = os.path.join(home, "source")
     print(f"{tree(source, options.gib)} files of {options.gib} GiB", flush=True)
     postgres = Postgres(os.path.join(mount.path, "pg"), os.path.join(home, "pg"))
-    bench = postgres.bench()
+    postgres.create(5)
+    bench = postgres.bench(4, 100_000)
     copy = os.path.join(mount.path, "copy")
     started = time.monotonic()
     copying = subprocess.Popen(["cp", "--archive", source, copy], stderr=subprocess.PIPE, text=True)
@@ -135,7 +68,9 @@ def drill(mount, options, home):
     if not took:
         raise RuntimeError("no upgrade was made while cp ran: --seconds-between is too long")
     print(f"an upgrade took {statistics.median(took):.2f} s in the middle, {max(took):.2f} s at most", flush=True)
-    done = postgres.end(bench)
+    done = postgres.interrupt(bench)
+    postgres.check()
+    postgres.end()
     print(f"PostgreSQL: {done} transactions, none failed; checksums and indexes hold", flush=True)
     differing = subprocess.run(
         ["rsync", "--archive", "--checksum", "--dry-run", "--itemize-changes", "--delete", source + "/", copy + "/"],

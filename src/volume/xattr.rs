@@ -76,15 +76,23 @@ impl Volume {
         if value.len() > XATTR_VALUE_BYTES_MAX {
             return Err(FsError::AttributeTooLarge);
         }
-        let list = self.listxattr(None, ino)?;
-        if list.len() + name.len() + 1 > XATTR_LIST_BYTES_MAX {
-            return Err(FsError::AttributeTooLarge);
-        }
-        self.change_xattr(ino, name, request, |_, exists| match (mode, exists) {
+        self.change_xattr(ino, name, request, |attrs, exists| match (mode, exists) {
             (XattrMode::Create, true) => Err(FsError::Exists),
             (XattrMode::Replace, false) => Err(FsError::NoAttribute),
+            (_, false) if !self.name_fits(ino, attrs.xattrs, name)? => Err(FsError::AttributeTooLarge),
             _ => Ok(Changed::To(value.to_vec())),
         })
+    }
+
+    /// Whether the list of an inode's names has room for one more. It is read, which takes all attributes with
+    /// their values, only where there are so many that it may have none.
+    fn name_fits(&self, ino: Ino, count: u32, name: &[u8]) -> FsResult<bool> {
+        let room = XATTR_LIST_BYTES_MAX - (name.len() + 1);
+        if count as usize * (NAME_BYTES_MAX + 1) <= room {
+            return Ok(true);
+        }
+        let list: usize = self.view(None).xattrs(ino)?.iter().map(|x| x.name.len() + 1).sum();
+        Ok(list <= room)
     }
 
     /// Removes an extended attribute.

@@ -180,6 +180,23 @@ fn the_flags_and_errors_of_extended_attributes_are_as_on_ext4() {
 }
 
 #[test]
+fn a_full_list_of_attribute_names_takes_new_values_and_no_more_names() {
+    let twin = with_kinds();
+    let path = twin.mount().path().join("file");
+    let name = |n: usize| format!("user.{n:0>250}");
+    // 256 bytes each, with the zero byte between them: 64 KiB together, of which ext4 has room for 4.
+    for n in 0..256 {
+        set_xattr(&path, &name(n), b"1", 0).expect("it fits");
+    }
+    assert_eq!(list_xattrs(&path).expect("listing").len(), 256);
+    let full = set_xattr(&path, "user.a", b"", 0).expect_err("64 KiB and no more");
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    set_xattr(&path, &name(7), b"other", 0).expect("a name that is there takes no more room");
+    remove_xattr(&path, &name(8)).expect("removing");
+    set_xattr(&path, "user.a", b"", 0).expect("there is room again");
+}
+
+#[test]
 fn a_value_that_does_not_fit_the_readers_buffer_is_erange() {
     use std::os::unix::ffi::OsStrExt;
     let twin = with_kinds();
