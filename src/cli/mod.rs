@@ -3,6 +3,7 @@
 
 mod care;
 mod docs;
+mod gc;
 mod key;
 mod mount;
 mod output;
@@ -50,6 +51,7 @@ enum Command {
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
+    Gc(gc::Gc),
     #[command(subcommand)]
     Key(key::Key),
     Completions(docs::Completions),
@@ -125,6 +127,7 @@ impl Command {
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
+            Command::Gc(command) => command.run(),
             Command::Key(command) => command.run(),
             Command::Completions(command) => command.run(Cli::command()),
             Command::Man(command) => command.run(Cli::command()),

@@ -12,9 +12,12 @@ use super::protocol::{
     ControlError, FsckReport, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction, ScrubState,
     SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target, VolumeInfo,
 };
+use super::report::GcInfo;
 use super::rights::{READ, WRITE, control_error, volume_for};
 use super::scrub::{self, Scrubber};
+use super::watched::watched;
 use super::{status, upgrade};
+use crate::store::control::Control;
 use crate::types::Lsn;
 use crate::volume::{self, SnapshotRow, Volume, Volumes};
 
@@ -202,6 +205,21 @@ impl Handler {
         Ok(Response::Fsck(FsckReport::of(store, &findings)))
     }
 
+    fn gc(&self, dry_run: bool, progress: &mut dyn FnMut(Progress)) -> Outcome {
+        let store = self.volumes.store();
+        let control = Control::new(0);
+        let report = watched(&control, progress, || store.gc(&control, dry_run))??;
+        Ok(Response::Gc(GcInfo {
+            store: store.path().display().to_string(),
+            dry_run,
+            packs: report.packs,
+            copied_bytes: report.copied_bytes,
+            before_bytes: report.before_bytes,
+            after_bytes: report.after_bytes,
+            freed_bytes: report.before_bytes.saturating_sub(report.after_bytes),
+        }))
+    }
+
     fn scrub(&self, action: ScrubAction, progress: &mut dyn FnMut(Progress)) -> Outcome {
         let store = self.volumes.store();
         let state = match (&self.mounts, action) {
@@ -300,6 +318,10 @@ impl ControlHandler for Handler {
             Request::Scrub { action } => {
                 self.admin(caller, "scrubbing")?;
                 self.scrub(action, progress)
+            }
+            Request::Gc { dry_run } => {
+                self.admin(caller, "rewriting packs")?;
+                self.gc(dry_run, progress)
             }
             request => {
                 self.admin(caller, "handling keys")?;

@@ -23,6 +23,7 @@ mod status;
 pub mod sys;
 pub mod text;
 mod upgrade;
+mod watched;
 
 // `cli` sits above `daemon` and must not reach past it.
 pub use crate::mount::unmount;

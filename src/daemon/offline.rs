@@ -43,6 +43,7 @@ fn mode_of(request: &Request) -> OpenMode {
         | Request::Status { .. }
         | Request::Fsck {}
         | Request::Scrub { .. }
+        | Request::Gc { dry_run: true }
         | Request::KeyList {}
         | Request::VolumeDelete { dry_run: true, .. }
         | Request::SnapshotDelete { dry_run: true, .. } => OpenMode::ReadOnly,

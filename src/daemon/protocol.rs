@@ -222,6 +222,11 @@ pub enum Request {
         /// What is wanted.
         action: ScrubAction,
     },
+    /// Rewrites packs that hold dead chunks; streams progress.
+    Gc {
+        /// Only says what that would come to.
+        dry_run: bool,
+    },
     /// Lists key slots.
     KeyList {},
     /// Answers the recovery key, and notes that it was given out.

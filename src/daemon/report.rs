@@ -57,6 +57,8 @@ pub enum Response {
     Repair(Box<RepairReport>),
     /// To `Scrub`.
     Scrub(Box<ScrubState>),
+    /// To `Gc`.
+    Gc(GcInfo),
     /// To `KeyList`.
     Keys(Vec<KeySlotInfo>),
     /// To `KeyExport`.
@@ -203,6 +205,25 @@ pub struct BytesReport {
     pub dead: u64,
     /// Bytes free on the filesystem below.
     pub free: u64,
+}
+
+/// What rewriting packs came to, or would, as `--json` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GcInfo {
+    /// The store's directory.
+    pub store: String,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Packs rewritten.
+    pub packs: u64,
+    /// Bytes copied out of them.
+    pub copied_bytes: u64,
+    /// Bytes of all packs before.
+    pub before_bytes: u64,
+    /// And after.
+    pub after_bytes: u64,
+    /// What the filesystem below has got back. Programs may have written meanwhile.
+    pub freed_bytes: u64,
 }
 
 /// One peer of a replicated store.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::protocol::{ControlError, FsckReport, Progress, ScrubAction, ScrubState};
+use super::watched::watched;
 use crate::store::Store;
 use crate::store::control::Control;
 use crate::types::PackId;
@@ -108,17 +109,7 @@ impl Drop for Scrubber {
 /// One round in this process, for a store without a server.
 pub(super) fn here(store: &Store, progress: &mut dyn FnMut(Progress)) -> Result<ScrubState, ControlError> {
     let control = Control::new(store.config().scrub_rate());
-    let done = std::thread::scope(|scope| {
-        let round = scope.spawn(|| store.scrub(&control, PackId(0)));
-        while !round.is_finished() {
-            std::thread::sleep(Duration::from_millis(100));
-            let position = control.position();
-            let what = position.what.to_owned();
-            progress(Progress { what, done: position.done, total: position.total, unit: "bytes".into() });
-        }
-        round.join()
-    });
-    let findings = done.map_err(|_| ControlError::failed("internal error: the scrub panicked"))??;
+    let findings = watched(&control, progress, || store.scrub(&control, PackId(0)))??;
     let report = Some(FsckReport::of(store.path().display().to_string(), &findings));
     Ok(ScrubState { report, ..ScrubState::default() })
 }

@@ -12,3 +12,4 @@ mod repair;
 mod rows;
 mod scrub;
 mod secrecy;
+mod space;

@@ -4,6 +4,6 @@ mod arena;
 mod holder;
 mod load;
 mod refused;
-mod server;
+pub mod server;
 mod unsent;
 mod upgrade;

@@ -63,6 +63,8 @@ fn administration(mount: &Mount) -> Vec<Value> {
         json!({ "snapshot_delete": { "target": "store", "names": ["s"], "dry_run": true } }),
         json!({ "snapshot_hold": { "target": "store", "name": "s", "hold": true } }),
         json!({ "fsck": {} }),
+        json!({ "scrub": { "action": "start" } }),
+        json!({ "gc": { "dry_run": false } }),
         json!({ "key_list": {} }),
         json!({ "key_export": {} }),
         json!({ "key_add": { "key": "x" } }),

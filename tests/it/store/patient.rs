@@ -182,7 +182,7 @@ impl Patient {
 }
 
 /// The settings with one of them changed.
-fn set(text: &str, key: &str, value: u64) -> String {
+pub fn set(text: &str, key: &str, value: u64) -> String {
     let line = |l: &str| if l.starts_with(key) { format!("{key} = {value}\n") } else { format!("{l}\n") };
     text.lines().map(line).collect()
 }
