@@ -139,9 +139,8 @@ impl Volume {
         let mut edits = Vec::new();
         if clears {
             self.remove_range(ino, offset, end, live.committed_size, &mut edits)?;
-            attrs.mtime = now;
         }
-        attrs.ctime = now;
+        (attrs.mtime, attrs.ctime) = (now, now);
         edits.insert(0, Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() });
         self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;

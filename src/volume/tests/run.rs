@@ -326,12 +326,11 @@ impl Run {
         let end = offset + len;
         if !matches!(how, Allocate::Reserve { .. }) {
             node.clear(offset, end.min(node.size));
-            node.mtime = now;
         }
         if matches!(how, Allocate::Reserve { keep_size: false } | Allocate::Zero { keep_size: false }) {
             node.size = node.size.max(end);
         }
-        node.ctime = now;
+        (node.mtime, node.ctime) = (now, now);
         Ok(())
     }
 
