@@ -1,7 +1,9 @@
 //! What POSIX and ext4 promise to programs: everything is done to a mount and to a plain ext4 directory, and
 //! both must answer alike.
 
+mod fallocate;
 mod files;
+mod holes;
 mod links;
 mod metadata;
 mod names;
