@@ -1,6 +1,7 @@
 //! What POSIX and ext4 promise to programs: everything is done to a mount and to a plain ext4 directory, and
 //! both must answer alike.
 
+mod access_times;
 mod acls;
 mod acls_kept;
 mod fallocate;
