@@ -9,6 +9,7 @@ mod files;
 mod groups;
 mod holes;
 mod links;
+mod locks;
 mod metadata;
 mod names;
 mod privileges;
