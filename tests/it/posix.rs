@@ -4,6 +4,8 @@
 mod access_times;
 mod acls;
 mod acls_kept;
+mod copies;
+mod direct;
 mod fallocate;
 mod files;
 mod groups;
