@@ -18,6 +18,7 @@ mod locks;
 mod metadata;
 mod names;
 mod privileges;
+mod read_only;
 mod rights;
 mod sharing;
 mod sparse;
