@@ -81,8 +81,8 @@ fn named_users_named_groups_and_the_mask_decide_who_gets_in() {
     ];
     let mut granted = 0;
     for (uid, gid, groups) in people {
-        for i in 0..acls.len() {
-            let what = format!("user {uid}, group {gid} and {groups:?}, {}", acls[i]);
+        for (i, text) in acls.iter().enumerate() {
+            let what = format!("user {uid}, group {gid} and {groups:?}, {text}");
             granted += twin.ok(&what, |dir| {
                 let path = dir.join(format!("f{i}"));
                 Ok(as_member(uid, gid, groups, || {
@@ -214,9 +214,9 @@ fn chmod_moves_the_mask_and_an_acl_moves_the_mode() {
             let (facts, ..) = twin.ok("chmod of what has an ACL", |dir| {
                 let path = dir.join(format!("{kind}{i}"));
                 if kind == "f" {
-                    fs::write(&path, b"")?
+                    fs::write(&path, b"")?;
                 } else {
-                    mkdir(&path, 0o755)?
+                    mkdir(&path, 0o755)?;
                 }
                 set_xattr(&path, ACCESS, &acl(full), 0)?;
                 if kind == "d" {

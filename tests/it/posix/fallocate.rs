@@ -18,11 +18,15 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 const INSERT: i32 = libc::FALLOC_FL_INSERT_RANGE;
 const UNSHARE: i32 = libc::FALLOC_FL_UNSHARE_RANGE;
 
-/// Bytes of the file that each case begins with.
+/// Bytes of the file that most cases begin with.
 const SIZE: i64 = 600_000;
 
 fn fresh(path: &Path) -> io::Result<File> {
-    fs::write(path, Rng::new(9).bytes(SIZE as usize))?;
+    sized(path, SIZE)
+}
+
+fn sized(path: &Path, size: i64) -> io::Result<File> {
+    fs::write(path, Rng::new(9).bytes(size as usize))?;
     open_rw(path)
 }
 
@@ -30,22 +34,23 @@ fn fresh(path: &Path) -> io::Result<File> {
 fn every_mode_at_every_border_answers_as_on_ext4() {
     let mut twin = Twin::new();
     let modes = [0, KEEP, PUNCH | KEEP, ZERO, ZERO | KEEP, PUNCH, PUNCH | ZERO | KEEP, UNSHARE, 0x4000];
-    let offsets = [-1, 0, 1, 4095, 4096, 262_143, 262_144, 300_001, SIZE - 1, SIZE, SIZE + 1, SIZE + 500_000];
-    let lens = [-1, 0, 1, 4095, 4096, 4097, 262_144, 300_000, 700_000];
+    let size = 280_000;
+    let offsets = [-1, 0, 1, 4096, 262_143, 262_144, size - 1, size, size + 200_000];
+    let lens = [-1, 0, 1, 4095, 4097, 262_144, 400_000];
     let mut done = 0;
     for (i, mode) in modes.into_iter().enumerate() {
         for (j, offset) in offsets.into_iter().enumerate() {
             for len in lens {
                 let told = twin.same(&format!("mode {mode:#x}, {len} bytes at {offset}"), |dir| {
                     let path = dir.join("f");
-                    let file = fresh(&path)?;
+                    let file = sized(&path, size)?;
                     let told = errno(fallocate(&file, mode, offset, len));
                     if told.is_ok() && (i + j) % 5 == 0 {
                         fs::copy(&path, dir.join(format!("kept-{mode}-{offset}-{len}")))?;
                     }
                     // All of it, and what is behind a later end.
-                    file.set_len(1_500_000)?;
-                    let mut found = vec![1; 1_600_000];
+                    file.set_len(900_000)?;
+                    let mut found = vec![1; 910_000];
                     let len = file.read_at(&mut found, 0)?;
                     let sum = found[..len]
                         .iter()
@@ -57,7 +62,7 @@ fn every_mode_at_every_border_answers_as_on_ext4() {
             }
         }
     }
-    assert!((300..900).contains(&done), "{done} of {} succeeded", modes.len() * offsets.len() * lens.len());
+    assert!((150..400).contains(&done), "{done} of {} succeeded", modes.len() * offsets.len() * lens.len());
     twin.compare_over_remount();
 }
 

@@ -89,9 +89,9 @@ fn setgid_is_for_members_of_the_group() {
             let mode = twin.ok(&format!("chmod g+s of a {kind} by an owner in {groups:?}"), |dir| {
                 let path = dir.join(format!("{kind}{i}"));
                 if kind == "file" {
-                    fs::write(&path, b"")?
+                    fs::write(&path, b"")?;
                 } else {
-                    mkdir(&path, 0o755)?
+                    mkdir(&path, 0o755)?;
                 }
                 chown(&path, 1000, GROUP)?;
                 as_member(1000, 1000, groups, || chmod(&path, 0o2755))?;

@@ -12,6 +12,9 @@ use crate::harness::{Rng, Store, Twin};
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
+/// Ranges of data.
+type Ranges = Vec<(u64, u64)>;
+
 /// What a file must hold, and which of its bytes were written.
 struct Model {
     bytes: Vec<u8>,
@@ -38,8 +41,8 @@ impl Model {
         self.written[at..end].fill(false);
     }
 
-    fn ranges(&self) -> Vec<(u64, u64)> {
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
+    fn ranges(&self) -> Ranges {
+        let mut ranges: Ranges = Vec::new();
         for (at, _) in self.written.iter().enumerate().filter(|(_, written)| **written) {
             match ranges.last_mut() {
                 Some(last) if last.1 == at as u64 => last.1 += 1,
@@ -95,7 +98,7 @@ fn random_holes_are_found_to_the_byte_live_past_and_after_remounts() {
     let mut rng = Rng::printed();
     let mut mount = Store::encrypted().mount();
     let mut model = Model { bytes: Vec::new(), written: Vec::new() };
-    let mut past: Vec<(String, Vec<(u64, u64)>, u64)> = Vec::new();
+    let mut past: Vec<(String, Ranges, u64)> = Vec::new();
     for round in 0..6 {
         let path = mount.path().join("f");
         let file =

@@ -51,7 +51,7 @@ fn paths_of_4095_bytes_work_and_longer_ones_are_walked_in_steps() {
         fs::write(dir.join("f"), b"found")?;
         let long = |len: usize| {
             let rest = len - dir.as_os_str().len() - 2;
-            let dots = "./".repeat(rest / 2) + if rest % 2 == 0 { "" } else { "/" };
+            let dots = "./".repeat(rest / 2) + if rest.is_multiple_of(2) { "" } else { "/" };
             PathBuf::from(format!("{}/{dots}f", dir.display()))
         };
         assert_eq!(long(4095).as_os_str().len(), 4095);
