@@ -22,7 +22,7 @@ use std::process::{Child, Command};
 use nix::errno::Errno;
 use nix::fcntl::RenameFlags;
 
-use super::ops::{Op, World};
+use super::ops::{Op, Told, World};
 use crate::harness::sys::{create_new, mkdir, names, rename, set_xattr};
 use crate::harness::twin::errno;
 use crate::harness::{Mount, Rng, Times, Tree, Twin, setting};
@@ -82,7 +82,10 @@ fn a_process_of_the_crowd_does_its_task() {
     let (who, operations, mut rng) = (number(who), number(operations), Rng::new(number(seed)));
     let roots = [mounted, plain].map(PathBuf::from);
     match kind {
-        "alone" => alone(roots.map(|root| root.join(format!("tree-{who}"))), operations, &mut rng),
+        "alone" => {
+            let done = alone(roots.map(|root| root.join(format!("tree-{who}"))), operations, &mut rng);
+            fs::write(notes, done.to_string()).expect("noting");
+        }
         _ => {
             let notes = File::create(notes).expect("a file for notes");
             Member { who, roots, notes, own: 0, appended: 0 }.play(operations, &mut rng);
@@ -90,14 +93,18 @@ fn a_process_of_the_crowd_does_its_task() {
     }
 }
 
-fn alone(roots: [PathBuf; 2], operations: u64, rng: &mut Rng) {
+/// How many operations did something.
+fn alone(roots: [PathBuf; 2], operations: u64, rng: &mut Rng) -> u64 {
+    let mut succeeded = 0;
     let mut worlds = [World::default(), World::default()];
     for i in 0..operations {
         let op = Op::any(rng);
         let [a, b] = &mut worlds;
         let [ours, theirs] = [a.apply(&op, &roots[0]), b.apply(&op, &roots[1])];
         assert_eq!(ours, theirs, "operation {i}: {op:?}; left is the mount, right is ext4");
+        succeeded += u64::from(theirs.is_ok_and(|told| told != Told::NoHandle));
     }
+    succeeded
 }
 
 #[test]
@@ -113,6 +120,11 @@ fn processes_on_trees_of_their_own_agree_with_ext4() {
             past.borrow_mut().insert(name.clone(), Tree::read(&twin.mount().at(&name)));
         }
     });
+    let home = twin.mount().store().home();
+    let done = |who| fs::read_to_string(home.join(format!("notes-{who}"))).expect("notes").parse::<u64>();
+    let succeeded: u64 = (0..ALONE).map(|who| done(who).expect("a number")).sum();
+    println!("{succeeded} of {} operations succeeded", operations());
+    assert!(succeeded * 10 > operations(), "only {succeeded} of {} operations did anything", operations());
     let unchanged = |mount: &Mount, when: &str| {
         for (name, then) in past.borrow().iter() {
             then.assert_same(&Tree::read(&mount.at(name)), Times::All, &format!("snapshot {name} {when}"));
