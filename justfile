@@ -66,6 +66,14 @@ suites *names:
 upgrades *args:
     tools/upgrades --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-upgrades.XXXXXX)" {{ args }}
 
+# operations from eight processes on trees of their own, and half as many from four on one tree, against ext4
+crowd operations="200000":
+    REWINDFS_TEST_CROWD={{ quote(operations) }} cargo test --locked --release --test it -- --nocapture differential::crowd::
+
+# a directory of a million entries, listed while it changes (some minutes)
+entries many="1000000":
+    REWINDFS_TEST_ENTRIES={{ quote(many) }} cargo test --locked --release --test it -- --nocapture posix::listings::
+
 # power cuts of a whole machine (root; 200 take about 7 minutes)
 powercut rounds="200":
     tools/powercut {{ quote(rounds) }}

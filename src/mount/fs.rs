@@ -26,7 +26,9 @@ use crate::store::chunks::pool::Pool;
 use crate::store::model::FileKind;
 use crate::types::Ino;
 use crate::volume::acl::{Acl, AclKind};
-use crate::volume::{Allocate, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, XattrMode};
+use crate::volume::{
+    AccessTimes, Allocate, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, XattrMode,
+};
 
 /// Largest request.
 const REQUEST_BYTES_MAX: u32 = 1 << 20;
@@ -83,7 +85,11 @@ impl Filesystem for Adapter {
             | InitFlags::FUSE_POSIX_ACL
             | InitFlags::FUSE_DONT_MASK;
         // An older kernel does without what it does not know.
-        let agreed = wanted & config.capabilities();
+        let mut agreed = wanted & config.capabilities();
+        if self.inner.settings.access_times == AccessTimes::Always {
+            // Every reading of a link counts, so every one must reach us.
+            agreed.remove(InitFlags::FUSE_CACHE_SYMLINKS);
+        }
         let _ = config.add_capabilities(agreed);
         self.inner.acls.store(agreed.contains(InitFlags::FUSE_POSIX_ACL), Ordering::Relaxed);
         let _ = config.set_max_write(REQUEST_BYTES_MAX);
@@ -453,6 +459,7 @@ impl Filesystem for Adapter {
             0 => XattrMode::Set,
             libc::XATTR_CREATE => XattrMode::Create,
             libc::XATTR_REPLACE => XattrMode::Replace,
+            f if f == libc::XATTR_CREATE | libc::XATTR_REPLACE => XattrMode::Neither,
             _ => return reply.error(Errno::EINVAL),
         };
         let (_ticket, inner) = (self.inner.note(req), &self.inner);
@@ -549,11 +556,11 @@ impl Filesystem for Adapter {
         if self.inner.outcome(req).is_some() {
             return reply.ok();
         }
-        let (inner, request) = (self.inner.clone(), self.inner.request(req));
+        let (inner, request, kill) = (self.inner.clone(), self.inner.request(req), req.uid() != 0);
         let ticket = self.inner.note(req);
         self.waiters.run(move || {
-            let result =
-                Inner::live(ino).and_then(|ino| inner.volume.allocate(ino, offset, length, how, request));
+            let result = Inner::live(ino)
+                .and_then(|ino| inner.volume.allocate(ino, offset, length, how, kill, request));
             answer_empty(reply, result);
             drop(ticket);
         });
@@ -611,12 +618,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         // Copied again if it was not answered.
+        let kill = req.uid() != 0;
         let (inner, ticket) = (self.inner.clone(), self.inner.note_read(req));
         self.waiters.run(move || {
             let result = Inner::live(ino_out).and_then(|out| {
                 inner.read(ino_in, |at, ino| {
                     let from = CopySource { at, ino, offset: offset_in };
-                    inner.volume.copy_range(from, out, offset_out, len)
+                    inner.volume.copy_range(from, out, offset_out, len, kill)
                 })
             });
             match result {

@@ -2,7 +2,7 @@
 //! makes restoring by `cp` cost metadata only.
 
 use super::flush::patch_edits;
-use super::{FsError, FsResult, Volume};
+use super::{FsError, FsResult, SetAttr, Volume};
 use crate::store::chunks::Stored;
 use crate::store::model::{Edit, FileKind, Inode, Piece, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
@@ -38,7 +38,14 @@ impl Volume {
     ///
     /// # Errors
     /// [`FsError::Invalid`] for overlapping ranges of one file or for what is not a file.
-    pub fn copy_range(&self, from: CopySource, ino: Ino, offset: u64, len: u64) -> FsResult<u64> {
+    pub fn copy_range(
+        &self,
+        from: CopySource,
+        ino: Ino,
+        offset: u64,
+        len: u64,
+        kill_privileges: bool,
+    ) -> FsResult<u64> {
         self.check_writable()?;
         if from.at.is_none() {
             self.commit_file(from.ino)?;
@@ -56,6 +63,9 @@ impl Volume {
             return Err(FsError::Invalid("the ranges overlap"));
         }
         let mut done = 0;
+        if kill_privileges && len > 0 {
+            self.kill_privileges(ino)?;
+        }
         while done < len {
             let step = (len - done).min(COPY_BYTES_PER_RECORD);
             let part = CopySource { offset: from.offset + done, ..from };
@@ -66,6 +76,15 @@ impl Volume {
             done += copied;
         }
         Ok(done)
+    }
+
+    /// Takes setuid and setgid away, if they are there.
+    fn kill_privileges(&self, ino: Ino) -> FsResult<()> {
+        if self.getattr(None, ino)?.attrs.mode & 0o6000 == 0 {
+            return Ok(());
+        }
+        let set = SetAttr { kill_privileges: true, ..SetAttr::default() };
+        self.setattr(ino, &set, None).map(drop)
     }
 
     fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64) -> FsResult<u64> {

@@ -13,9 +13,9 @@ use super::extents::{Run, copy_over, runs};
 use super::file::assemble;
 use super::{FsError, FsResult, Shared, Volume};
 use crate::store::chunks::{Stored, pool::Pool};
-use crate::store::model::{Edit, Piece, Source};
+use crate::store::model::{Edit, Piece, Recipe, Source};
 use crate::types::error::IoContext;
-use crate::types::limits::BLOCK_BYTES;
+use crate::types::limits::{BLOCK_BYTES, SMALL_HOLE_BYTES};
 use crate::types::{Ino, Lsn, VolumeId};
 
 /// An fsync of no more than this journals the bytes themselves; a rebind makes chunks of them later.
@@ -44,6 +44,14 @@ struct Sealed {
     _pins: Vec<Stored>,
     /// From which offset on bytes were left for later.
     tail: Option<u64>,
+}
+
+/// Whether the range of a block, given by offsets in its file, has a hole that is to stay one.
+fn has_large_hole(recipe: &Recipe, block: u64, from: u64, to: u64) -> bool {
+    let start = block * BLOCK_BYTES;
+    let mut pieces = Vec::new();
+    recipe.slice_into((from - start) as u32, (to - start) as u32, &mut pieces);
+    pieces.iter().any(|piece| piece.source == Source::Hole && piece.len >= SMALL_HOLE_BYTES)
 }
 
 impl Shared {
@@ -154,8 +162,8 @@ impl Shared {
     }
 
     /// The runs, where a block has many of them joined over the committed bytes between them: each would
-    /// become a piece for good, and patching costs as much as a block has pieces. The caller holds the flush
-    /// lock, so nothing else commits bytes of the file.
+    /// become a piece for good, and patching costs as much as a block has pieces. Only small holes between
+    /// them become zeros. The caller holds the flush lock, so nothing else commits bytes of the file.
     fn joined(&self, vol: VolumeId, ino: Ino, runs: &[Run]) -> FsResult<Vec<Run>> {
         let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
         let block_of = |(at, run): &Run| {
@@ -163,23 +171,28 @@ impl Shared {
             (!run.is_empty() && (at + run.len() as u64 - 1) / BLOCK_BYTES == block).then_some(block)
         };
         for group in runs.chunk_by(|a, b| block_of(a).is_some() && block_of(a) == block_of(b)) {
-            let (Some((from, _)), Some((last, run))) = (group.first(), group.last()) else { continue };
-            if group.len() <= RUNS_PER_BLOCK_MAX {
+            let Some((first, _)) = group.first().filter(|_| group.len() > RUNS_PER_BLOCK_MAX) else {
                 joined.extend_from_slice(group);
                 continue;
-            }
-            let end = last + run.len() as u64;
+            };
             let view = self.store.view(vol, None);
-            let block = from / BLOCK_BYTES;
+            let block = first / BLOCK_BYTES;
             let recipe = match view.inode(ino)? {
                 Some(inode) => view.block(&inode.item, ino, block)?,
                 None => return Err(FsError::NotFound),
             };
-            let mut bytes = assemble(&self.store, &[(block, recipe)], *from, end)?;
-            for (at, run) in group {
-                copy_over(*at, run, *from, &mut bytes);
+            let end_of = |(at, run): &Run| at + run.len() as u64;
+            let near = |a: &Run, b: &Run| !has_large_hole(&recipe, block, end_of(a), b.0);
+            let parts: Vec<&[Run]> = group.chunk_by(near).collect();
+            let blocks = [(block, recipe)];
+            for part in parts {
+                let (Some((from, _)), Some(last)) = (part.first(), part.last()) else { continue };
+                let mut bytes = assemble(&self.store, &blocks, *from, end_of(last))?;
+                for (at, run) in part {
+                    copy_over(*at, run, *from, &mut bytes);
+                }
+                joined.push((*from, Arc::new(bytes)));
             }
-            joined.push((*from, Arc::new(bytes)));
         }
         Ok(joined)
     }

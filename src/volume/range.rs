@@ -3,7 +3,7 @@
 use parking_lot::RwLockWriteGuard;
 
 use super::cell::{Cell, Live};
-use super::{FsError, FsResult, Volume};
+use super::{FsError, FsResult, Volume, attr};
 use crate::store::model::{Edit, FileKind, Piece, RequestId, Source};
 use crate::types::limits::{BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX};
 use crate::types::{Ino, Lsn};
@@ -115,6 +115,7 @@ impl Volume {
         offset: u64,
         len: u64,
         how: Allocate,
+        kill_privileges: bool,
         request: Option<RequestId>,
     ) -> FsResult<()> {
         self.check_writable()?;
@@ -139,9 +140,11 @@ impl Volume {
         let mut edits = Vec::new();
         if clears {
             self.remove_range(ino, offset, end, live.committed_size, &mut edits)?;
-            attrs.mtime = now;
         }
-        attrs.ctime = now;
+        (attrs.mtime, attrs.ctime) = (now, now);
+        if kill_privileges {
+            attr::kill_privileges(&mut attrs);
+        }
         edits.insert(0, Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() });
         self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;

@@ -14,6 +14,8 @@ pub enum XattrMode {
     Create,
     /// It must exist.
     Replace,
+    /// Both: whoever asks for that learns which of the two it is.
+    Neither,
 }
 
 /// What becomes of an attribute.
@@ -77,8 +79,8 @@ impl Volume {
             return Err(FsError::AttributeTooLarge);
         }
         self.change_xattr(ino, name, request, |attrs, exists| match (mode, exists) {
-            (XattrMode::Create, true) => Err(FsError::Exists),
-            (XattrMode::Replace, false) => Err(FsError::NoAttribute),
+            (XattrMode::Create | XattrMode::Neither, true) => Err(FsError::Exists),
+            (XattrMode::Replace | XattrMode::Neither, false) => Err(FsError::NoAttribute),
             (_, false) if !self.name_fits(ino, attrs.xattrs, name)? => Err(FsError::AttributeTooLarge),
             _ => Ok(Changed::To(value.to_vec())),
         })

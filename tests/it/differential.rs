@@ -1,6 +1,7 @@
 //! Random operations done to a mount and to a plain ext4 directory: results, trees and snapshots must agree.
 //! A failed run prints its seed; `REWINDFS_TEST_OPS` makes runs longer.
 
+mod crowd;
 mod ops;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -1,6 +1,9 @@
 //! What the tests share: stores and mounts, running commands, comparing trees, raw system calls.
 
+pub mod acl;
 pub mod command;
+pub mod listing;
+pub mod locker;
 pub mod mounting;
 pub mod process;
 pub mod rng;

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 mod lexer;
+mod promises;
 mod rules;
 
 use rules::{Source, broken_rules, table};

@@ -9,7 +9,10 @@
 //! | `REWINDFS_TEST_DIR` | where stores, mounts and plain twins are made; on ext4 | the temp dir |
 //! | `REWINDFS_TEST_KEEP` | if set, a test's directory is left behind for a look | |
 //! | `REWINDFS_TEST_SEED` | seed of every random choice | the clock; printed |
+//! | `REWINDFS_TEST_QUICK` | 1: the longest tests are scaled down | |
 //! | `REWINDFS_TEST_OPS` | operations of a differential run | 5000 |
+//! | `REWINDFS_TEST_CROWD` | operations of all processes of a crowd together | 24000 |
+//! | `REWINDFS_TEST_ENTRIES` | entries of the large directory | 100000 |
 //! | `REWINDFS_POWER_ROUNDS` | power cuts of the whole machine | 6 |
 //! | `REWINDFS_TEST_DEADLINE_SECS` | longest run of one command | 300 |
 //! | `REWINDFS_TEST_WATCHDOG_SECS` | age at which a mount is torn down, so that a hung test fails | 1200 |

@@ -233,7 +233,7 @@ impl Store {
         let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
         let retired = self.index.state().retired.clone();
         let mut freed = 0;
-        for (id, len, _) in self.pack_sizes()? {
+        for (id, len, _) in self.pack_sizes(PackId(u64::MAX))? {
             if retired.contains_key(&id) {
                 freed += len;
                 continue;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::store::Store;
 use crate::store::chunks::pack::{self, Location, Trust};
+use crate::store::index::Locate;
 use crate::store::index::relocate::Relocation;
 use crate::types::error::IoContext;
 use crate::types::{ChunkId, PackId, Result};
@@ -36,10 +37,8 @@ impl Work {
 }
 
 impl Store {
-    /// The packs that nobody appends to, with their sizes and what of them is named.
-    pub(super) fn pack_sizes(&self) -> Result<Vec<(PackId, u64, u64)>> {
-        // What is packed and not named yet lies at or behind this.
-        let end = self.chunks.low_mark().0.min(self.chunks.end().0);
+    /// The packs below `end`, with their sizes and what of them is named.
+    pub(super) fn pack_sizes(&self, end: PackId) -> Result<Vec<(PackId, u64, u64)>> {
         let mut found = Vec::new();
         for id in pack::list(&*self.disk, &self.layout.packs)?.into_iter().filter(|id| *id < end) {
             let path = pack::pack_path(&self.layout.packs, id);
@@ -55,7 +54,9 @@ impl Store {
         // Footers of finished packs, and no pack half in the writer's hands.
         self.chunks.sync().map_err(|e| self.poisoned(&e))?;
         let retired = self.index.state().retired.clone();
-        let mut packs = self.pack_sizes()?;
+        // What is packed and not named yet lies at or behind this.
+        let end = self.chunks.low_mark().0.min(self.chunks.end().0);
+        let mut packs = self.pack_sizes(end)?;
         packs.retain(|(id, _, live)| !retired.contains_key(id) && judged.get(id) != Some(live));
         packs.sort_by_key(|(_, len, live)| live.saturating_mul(1000) / (*len).max(1));
         for (id, len, live) in packs {
@@ -106,6 +107,9 @@ impl Store {
 
     /// Whether the frame holds a chunk that something names or is about to.
     fn is_wanted(&self, id: &ChunkId, at: &Location) -> Result<bool> {
+        if self.chunks.locate(id) == Some(*at) {
+            return Ok(true);
+        }
         let entry = self.index.chunk(id)?.filter(|entry| entry.location == *at);
         Ok(entry.is_some_and(|entry| entry.refs > 0 || self.chunks.is_pinned(id)))
     }

@@ -136,7 +136,7 @@ fn look_around(bench: &Bench) {
         let _ = volume.write(ino, 3, b"abc", true);
         let _ = volume.fsync(ino);
         let _ = volume.setattr(ino, &SetAttr { size: Some(1), ..SetAttr::default() }, None);
-        let _ = volume.allocate(ino, 0, 1 << 40, Allocate::Punch, None);
+        let _ = volume.allocate(ino, 0, 1 << 40, Allocate::Punch, false, None);
         let _ = volume.rename((Ino::ROOT, b"new"), (ino, b"other"), RenameMode::Replace, None);
         let _ = volume.remove_orphan(ino);
     }

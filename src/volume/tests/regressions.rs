@@ -140,13 +140,13 @@ fn bytes_written_and_synced_one_by_one_do_not_pile_up() {
     assert!(most_pieces(&bench, file) <= 1024, "{}", most_pieces(&bench, file));
     let at = bench.snapshot("s");
     for i in (0..=6000).step_by(5) {
-        bench.main().allocate(file, i, 1, Allocate::Punch, None).unwrap();
+        bench.main().allocate(file, i, 1, Allocate::Punch, false, None).unwrap();
         expected[i as usize] = 0;
     }
     let copy = bench.file(Ino::ROOT, "copy");
     let source = |offset| CopySource { at: None, ino: file, offset };
     for i in (0..=6000).step_by(3) {
-        bench.main().copy_range(source(i), copy, i, 1).unwrap();
+        bench.main().copy_range(source(i), copy, i, 1, false).unwrap();
     }
     assert!(most_pieces(&bench, copy) <= 1024);
     bench.fsck();
@@ -186,7 +186,7 @@ fn copying_much_inline_data_takes_several_records() {
     }
     let copy = bench.file(Ino::ROOT, "copy");
     let source = CopySource { at: None, ino: file, offset: 0 };
-    assert_eq!(bench.main().copy_range(source, copy, 5, len).unwrap(), len);
+    assert_eq!(bench.main().copy_range(source, copy, 5, len, false).unwrap(), len);
     let read = |ino, at| bench.main().read(None, ino, at, len as usize).unwrap();
     assert!(read(copy, 5) == read(file, 0));
 }

@@ -333,18 +333,17 @@ impl Run {
             2 | 3 => Allocate::Punch,
             _ => Allocate::Zero { keep_size },
         };
-        agree("allocate", self.volume().allocate(ino, offset, len, how, None), Ok(()))?;
+        agree("allocate", self.volume().allocate(ino, offset, len, how, false, None), Ok(()))?;
         self.doubtful.remove(&ino);
         let (now, node) = (self.now(), self.model.node(ino));
         let end = offset + len;
         if !matches!(how, Allocate::Reserve { .. }) {
             node.clear(offset, end.min(node.size));
-            node.mtime = now;
         }
         if matches!(how, Allocate::Reserve { keep_size: false } | Allocate::Zero { keep_size: false }) {
             node.size = node.size.max(end);
         }
-        node.ctime = now;
+        (node.mtime, node.ctime) = (now, now);
         Ok(())
     }
 
@@ -363,7 +362,7 @@ impl Run {
         let same = point.is_none() && from == to;
         let overlap = same && at < offset + len && offset < at + len;
         let source = CopySource { at: point, ino: from, offset: at };
-        let found = self.volume().copy_range(source, to, offset, len);
+        let found = self.volume().copy_range(source, to, offset, len, false);
         let copied = agree("copy", found, if overlap { Err("invalid") } else { Ok(()) })?;
         // It is committed before the ranges are looked at.
         if point.is_none() {

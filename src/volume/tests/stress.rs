@@ -85,7 +85,7 @@ impl<'a> Own<'a> {
                 self.files[i].1.resize(offset);
             }
             4 => {
-                main.allocate(ino, offset, len, Allocate::Punch, None).unwrap();
+                main.allocate(ino, offset, len, Allocate::Punch, false, None).unwrap();
                 let end = (offset + len).min(self.files[i].1.size);
                 self.files[i].1.clear(offset, end);
             }
@@ -93,7 +93,7 @@ impl<'a> Own<'a> {
                 let from = &self.files[(i + 1) % self.files.len()];
                 let (source, data) = (from.0, from.1.read(offset / 2, len as usize));
                 let source = CopySource { at: None, ino: source, offset: offset / 2 };
-                assert_eq!(main.copy_range(source, ino, offset, len).unwrap(), data.len() as u64);
+                assert_eq!(main.copy_range(source, ino, offset, len, false).unwrap(), data.len() as u64);
                 self.files[i].1.write(offset, &data);
             }
             6 => main.fsync(ino).unwrap(),

@@ -20,6 +20,9 @@ use super::{Run, args, run, setting, test_root, within};
 /// The program under test.
 pub const REWINDFS: &str = env!("CARGO_BIN_EXE_rewindfs");
 
+/// The exit code for a mount in which files are open.
+const IN_USE: i32 = 11;
+
 /// A store in a directory of its own, with its keys beside it.
 pub struct Store {
     home: TempDir,
@@ -228,7 +231,17 @@ impl Mount {
 
     /// Unmounts with `rewindfs umount`, which must succeed.
     pub fn umount(self) -> Arc<Store> {
-        self.store.ok(&args!["umount", self.dir]);
+        let umount = || self.store.cli(&args!["umount", self.dir]);
+        let mut run = umount();
+        // Between its fork and its exec, another test's child holds what this process had open.
+        within(Duration::from_secs(10), || {
+            let busy = run.code == IN_USE;
+            if busy {
+                run = umount();
+            }
+            !busy
+        });
+        run.expect_ok();
         assert!(!is_mounted(&self.dir), "`rewindfs umount` returned before {} was gone", self.dir.display());
         Arc::clone(&self.store)
     }
@@ -336,17 +349,22 @@ impl Drop for Mount {
         if !is_mounted(&self.dir) {
             return;
         }
-        // No deadline of `run` is short enough for a test that already failed.
-        let mut command = self.store.command(&args!["umount", self.dir]);
-        let child = command.stdout(std::process::Stdio::null()).spawn();
         let limit = Duration::from_secs(60);
-        let left = child.map(|mut child| {
+        // More than once for the sake of other tests' children, as in `umount`.
+        for _ in 0..10 {
+            // No deadline of `run` is short enough for a test that already failed.
+            let mut command = self.store.command(&args!["umount", self.dir]);
+            let Ok(mut child) = command.stdout(std::process::Stdio::null()).spawn() else { break };
             if !within(limit, || !matches!(child.try_wait(), Ok(None))) {
                 let _ = child.kill();
                 let _ = child.wait();
+                break;
             }
-        });
-        if left.is_err() || is_mounted(&self.dir) {
+            if !is_mounted(&self.dir) || std::thread::panicking() {
+                break;
+            }
+        }
+        if is_mounted(&self.dir) {
             eprintln!("{} did not unmount in {limit:?}; detaching it", self.dir.display());
             self.store.processes().iter().for_each(|p| p.kill());
             detach(&self.dir);

@@ -11,6 +11,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
@@ -89,6 +90,11 @@ pub fn set_times(path: &Path, atime: (i64, i64), mtime: (i64, i64)) -> io::Resul
     Ok(utimensat(AT_FDCWD, path, &atime, &mtime, UtimensatFlags::NoFollowSymlink)?)
 }
 
+/// The access time, links not followed.
+pub fn atime(path: &Path) -> io::Result<(i64, i64)> {
+    path.symlink_metadata().map(|m| (m.atime(), m.atime_nsec()))
+}
+
 /// The modification time, links not followed.
 pub fn mtime(path: &Path) -> io::Result<(i64, i64)> {
     path.symlink_metadata().map(|m| (m.mtime(), m.mtime_nsec()))
@@ -160,6 +166,36 @@ pub fn data_ranges(file: &File) -> io::Result<Vec<(u64, u64)>> {
     }
 }
 
+/// `fallocate` with any mode, known or not.
+pub fn fallocate(file: &File, mode: i32, offset: i64, len: i64) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    Ok(Errno::result(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, len) }).map(drop)?)
+}
+
+/// One `copy_file_range` between two places; the descriptors' own positions stay.
+pub fn copy_range(from: &File, at: i64, to: &File, to_at: i64, len: usize) -> io::Result<usize> {
+    let (mut at, mut to_at) = (at, to_at);
+    raw_copy(from, &mut at, to, &mut to_at, len, 0)
+}
+
+/// As [`copy_range`] from and to the descriptors' positions, with flags.
+pub fn copy_on(from: &File, to: &File, len: usize, flags: u32) -> io::Result<usize> {
+    raw_copy(from, ptr::null_mut(), to, ptr::null_mut(), len, flags)
+}
+
+fn raw_copy(
+    from: &File,
+    at: *mut i64,
+    to: &File,
+    to_at: *mut i64,
+    len: usize,
+    flags: u32,
+) -> io::Result<usize> {
+    // SAFETY: the positions are null or live for the call.
+    let copied = unsafe { libc::copy_file_range(from.as_raw_fd(), at, to.as_raw_fd(), to_at, len, flags) };
+    Ok(Errno::result(copied)? as usize)
+}
+
 /// Bytes of disk that a file is said to take.
 pub fn allocated(path: &Path) -> io::Result<u64> {
     path.symlink_metadata().map(|m| m.blocks() * 512)
@@ -180,20 +216,38 @@ pub fn raw_name(bytes: &[u8]) -> OsString {
 /// Runs `act` with the rights of another user and group and no further groups, in a thread of its own: the
 /// raw system calls change the calling thread only.
 pub fn as_user<T: Send>(uid: u32, gid: u32, act: impl FnOnce() -> T + Send) -> T {
+    as_member(uid, gid, &[], act)
+}
+
+/// As [`as_user`], with further groups.
+pub fn as_member<T: Send>(uid: u32, gid: u32, groups: &[u32], act: impl FnOnce() -> T + Send) -> T {
+    in_thread(|| {
+        // SAFETY: the list lives for the call; the last call gives up the right to undo them.
+        let results = unsafe {
+            [
+                libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()),
+                libc::syscall(libc::SYS_setresgid, gid, gid, gid),
+                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+            ]
+        };
+        assert_eq!(results, [0; 3], "cannot become user {uid}: the tests must run as root");
+        act()
+    })
+}
+
+/// Runs `act` in a thread with a working directory and a umask of its own.
+pub fn in_directory<T: Send>(dir: &Path, umask: u32, act: impl FnOnce() -> T + Send) -> T {
+    in_thread(|| {
+        unshare(CloneFlags::CLONE_FS).expect("a working directory for a thread");
+        std::env::set_current_dir(dir).unwrap_or_else(|e| panic!("entering {}: {e}", dir.display()));
+        nix::sys::stat::umask(Mode::from_bits_truncate(umask));
+        act()
+    })
+}
+
+fn in_thread<T: Send>(act: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            // SAFETY: no memory is involved; the last call gives up the right to undo them.
-            let results = unsafe {
-                [
-                    libc::syscall(libc::SYS_setgroups, 0, ptr::null::<libc::gid_t>()),
-                    libc::syscall(libc::SYS_setresgid, gid, gid, gid),
-                    libc::syscall(libc::SYS_setresuid, uid, uid, uid),
-                ]
-            };
-            assert_eq!(results, [0; 3], "cannot become user {uid}: the tests must run as root");
-            act()
-        });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        scope.spawn(act).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::patient::set;
+use crate::harness::sys::open_rw;
 use crate::harness::{Mount, Rng, Store, args, eventually, setting};
 use crate::survival::server::kill;
 
@@ -36,6 +37,7 @@ fn fill(dir: &Path, names: std::ops::Range<u32>, rng: &mut Rng) -> BTreeMap<Stri
         .map(|i| {
             let (name, bytes) = (format!("f{i}"), rng.bytes(500_000));
             fs::write(dir.join(&name), &bytes).expect("writing");
+            open_rw(&dir.join(&name)).and_then(|f| f.sync_all()).expect("syncing");
             (name, bytes)
         })
         .collect()
@@ -48,7 +50,7 @@ fn assert_all(dir: &Path, files: &BTreeMap<String, Vec<u8>>) {
 }
 
 fn gc(mount: &Mount, more: &[&str]) -> Value {
-    let mut words = args!["gc", mount.path(), "--json"].to_vec();
+    let mut words = args!["gc", mount.path()].to_vec();
     words.extend(more.iter().map(|word| word.into()));
     mount.store().json(&words).pop().expect("a report")
 }
