@@ -234,7 +234,7 @@ mod tests {
             "drill P",
             "fsck S --dry-run",
             "scrub P --repair",
-            "gc P",
+            "gc P Q",
             "offsite status",
             "recover U S",
             "report P",

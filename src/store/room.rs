@@ -184,8 +184,13 @@ impl Room {
     /// # Errors
     /// [`Error::NoSpace`].
     pub(super) fn spare(&self, bytes: u64) -> Result<()> {
+        if self.has(bytes) { Ok(()) } else { Err(self.none("the index")) }
+    }
+
+    /// Whether `bytes` can be written without touching what deleting needs.
+    pub(super) fn has(&self, bytes: u64) -> bool {
         let kept = if self.held() { 0 } else { self.bytes / 2 };
-        if self.free() >= bytes.saturating_add(kept) { Ok(()) } else { Err(self.none("the index")) }
+        self.free() >= bytes.saturating_add(kept)
     }
 
     /// Sees to it that `bytes` can be written that the store cannot do without, giving the reserve up if

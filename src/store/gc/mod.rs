@@ -138,9 +138,10 @@ impl Store {
             return Ok(());
         }
         self.delete_retired()?;
-        if !self.index.state().retired.is_empty() && due(gc.next_checkpoint) {
-            self.checkpoint_beyond()?;
+        let urgent = self.room.is_full();
+        if !self.index.state().retired.is_empty() && (urgent || due(gc.next_checkpoint)) {
             gc.next_checkpoint = Some(Instant::now() + CHECKPOINT_PAUSE);
+            self.checkpoint_beyond()?;
             self.delete_retired()?;
         }
         Ok(())

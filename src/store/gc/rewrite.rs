@@ -7,7 +7,7 @@ use crate::store::chunks::pack::{self, Location, Trust};
 use crate::store::index::Locate;
 use crate::store::index::relocate::Relocation;
 use crate::types::error::IoContext;
-use crate::types::{ChunkId, PackId, Result};
+use crate::types::{ChunkId, Error, PackId, Result};
 
 /// Chunks for which the append lock is taken at once.
 const CHUNKS_PER_STEP: usize = 1000;
@@ -94,15 +94,8 @@ impl Store {
                 work.frames.push((id, at));
                 Ok(())
             })?;
-        // Behind damage lies what a scan may not have seen.
-        match report.errors().next() {
-            Some(e)
-                if self.index.state().packs.get(&pack).is_some_and(|s| s.live_bytes != work.live_bytes) =>
-            {
-                Err(e)
-            }
-            _ => Ok(work),
-        }
+        // What a scan does not see keeps its entry, dead ones included, and they must not outlive the pack.
+        report.errors().next().map_or(Ok(work), Err)
     }
 
     /// Whether the frame holds a chunk that something names or is about to.
@@ -118,8 +111,8 @@ impl Store {
     pub(super) fn rewrite_some(&self, work: &mut Work, bytes: u64) -> Result<u64> {
         let left = work.frames.get(work.next..).unwrap_or_default();
         let wanted: u64 = left.iter().map(|(_, at)| at.frame_bytes()).sum::<u64>().min(work.live_bytes);
-        if wanted > 0 {
-            self.room.spare(wanted.min(bytes))?;
+        if wanted > 0 && !self.room.has(wanted.min(bytes)) {
+            return Err(Error::NoSpace("copies of what packs still hold".into()));
         }
         let (mut copied, mut changes, mut failed) = (0, Vec::new(), None);
         for (id, from) in left.iter().take(CHUNKS_PER_STEP) {
