@@ -22,6 +22,9 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(4);
 const PACK_SYNC_BYTES: u64 = 32 << 20;
 /// Replayed records that are flushed at once.
 const REPLAYED_RECORDS: u64 = 1000;
+/// Pack bytes read for a replay from which on it is flushed at once: every killed server leaves a pack without a
+/// footer, and all of those behind the last flush are read by every opening.
+const SCANNED_BYTES: u64 = 16 << 20;
 /// Checkpoints kept.
 pub(super) const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
@@ -51,10 +54,12 @@ pub(super) struct CareState {
 }
 
 impl CareState {
-    /// `flushed`: the record up to which the index is on disk; `applied`: that up to which it was replayed.
-    pub(super) fn new(flushed: Lsn, applied: Lsn) -> CareState {
+    /// `flushed`: the record up to which the index is on disk; `applied`: that up to which it was replayed, for
+    /// which so many bytes of packs were `scanned`.
+    pub(super) fn new(flushed: Lsn, applied: Lsn, scanned: u64) -> CareState {
+        let long = applied.0.saturating_sub(flushed.0) >= REPLAYED_RECORDS || scanned >= SCANNED_BYTES;
         CareState {
-            replayed: AtomicBool::new(applied.0.saturating_sub(flushed.0) >= REPLAYED_RECORDS),
+            replayed: AtomicBool::new(long),
             flushed: AtomicU64::new(flushed.0),
             packs_synced: AtomicU64::new(0),
             unsynced_since: Mutex::new(None),

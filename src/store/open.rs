@@ -171,7 +171,8 @@ impl Store {
             wants_writes,
             give_up_chunks: options.give_up_chunks,
         };
-        let Base { journal, index, chunks, damage, notes } = opener.base(&mut problems, progress)?;
+        let Base { journal, index, chunks, scanned_bytes, damage, notes } =
+            opener.base(&mut problems, progress)?;
         let blocking = damage.iter().find(|d| opener.blocks_writing(d.part)).map(|d| d.text.clone());
         let writable = wants_writes && blocking.is_none();
         let read_only = blocking.or_else(|| (!writable).then(|| "it was opened for reading only".to_owned()));
@@ -179,7 +180,7 @@ impl Store {
         let (durable, applied) = (journal.durable(), index.state().applied);
         let settled = AtomicU64::new(journal.last().0.0);
         let store = Arc::new(Store {
-            care: CareState::new(index.opened_at(), applied),
+            care: CareState::new(index.opened_at(), applied, scanned_bytes),
             gc: Mutex::default(),
             scrubbed: Memory::load(&OsDisk, &layout.scrub, &sealer),
             layout,

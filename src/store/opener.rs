@@ -42,6 +42,8 @@ pub(super) struct Base {
     pub(super) journal: Journal,
     pub(super) index: Index,
     pub(super) chunks: ChunkStore,
+    /// Bytes of packs that were read for the replay.
+    pub(super) scanned_bytes: u64,
     /// What does not hold on the disk and was not mended.
     pub(super) damage: Vec<Problem>,
     /// What the next opening for writing will do by itself.
@@ -148,7 +150,8 @@ impl Opener<'_> {
                 (false, false) => notes.push(text),
             }
         }
-        Ok(Base { journal, index: found.index, chunks, damage, notes })
+        let scanned_bytes = found.replayed.scanned_bytes;
+        Ok(Base { journal, index: found.index, chunks, scanned_bytes, damage, notes })
     }
 
     /// The index as it lies there, or why it cannot be used.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use super::chunks::ChunkStore;
-use super::chunks::pack::{self, Location, Trust};
+use super::chunks::pack::{self, Footer, Location, Trust};
 use super::index::apply::Place;
 use super::index::scan::PendingBlock;
 use super::index::{Index, Locate};
@@ -40,6 +40,8 @@ pub(super) struct Replayed {
     /// Behind which record the journal is to be cut, because the next names a chunk that a power cut took
     /// from the packs.
     pub(super) cut_after: Option<Lsn>,
+    /// Bytes of packs that were read to find chunks, because they have no footers.
+    pub(super) scanned_bytes: u64,
     /// Chunks that durable records name and that are in no pack.
     lost: BTreeSet<ChunkId>,
 }
@@ -84,7 +86,7 @@ impl Replay<'_> {
             return Ok(replayed);
         }
         let start = Instant::now();
-        self.find_chunks(packed)?;
+        replayed.scanned_bytes = self.find_chunks(packed)?;
         let locate = OrLost { chunks: self.chunks, lost: RefCell::default() };
         let total = last.0 - applied.0;
         let mut synced = None;
@@ -114,20 +116,25 @@ impl Replay<'_> {
         let mut named = named.into_iter();
         replayed.lost.retain(|_| named.next().unwrap_or(true));
         let (to, ms) = (index.state().applied, start.elapsed().as_millis() as u64);
-        tracing::info!(from = %applied, %to, ms, "journal replayed");
+        tracing::info!(from = %applied, %to, scanned = replayed.scanned_bytes, ms, "journal replayed");
         Ok(replayed)
     }
 
-    /// Learns which chunks lie in the packs from that place on.
-    fn find_chunks(&self, from: (PackId, u64)) -> Result<()> {
+    /// Learns which chunks lie in the packs from that place on. Returns how many bytes had to be read for it.
+    fn find_chunks(&self, from: (PackId, u64)) -> Result<u64> {
+        let mut read = 0;
         for id in pack::list(self.disk, self.packs)?.into_iter().filter(|id| *id >= from.0) {
             let at = if id == from.0 { from.1 } else { 0 };
-            pack::scan(self.disk, self.packs, self.store, id, at, Trust::Footer, &mut |id, location| {
+            let mut found = |id, location| {
                 self.chunks.found(id, location);
                 Ok(())
-            })?;
+            };
+            let report = pack::scan(self.disk, self.packs, self.store, id, at, Trust::Footer, &mut found)?;
+            if report.footer != Footer::Whole {
+                read += report.valid_end.saturating_sub(at);
+            }
         }
-        Ok(())
+        Ok(read)
     }
 
     /// The last record that any record from `lsn` on says was durable; the journal's last record says most, so

@@ -165,3 +165,25 @@ fn segments_whose_records_the_index_has_are_moved_aside() {
     assert!(bench.read(None, file) == expected);
     bench.fsck();
 }
+
+#[test]
+fn what_an_opening_had_to_read_packs_for_is_not_read_by_the_next() {
+    let mut bench = Bench::new(quiet());
+    let file = bench.file(Ino::ROOT, "f");
+    for i in 0..5 {
+        bench.write(file, i * 5_000_000, &noise(i, 5_000_000));
+    }
+    bench.volumes().sync().unwrap();
+    let (committed, flushed) = (bench.store().last(), bench.store().index().opened_at());
+    assert!(
+        committed.0 - flushed.0 < 100,
+        "few records, but many bytes in a pack that a kill leaves unfinished"
+    );
+    bench.crash();
+    assert_eq!(bench.store().index().opened_at(), flushed, "the first opening replays");
+    bench.store().care_round(Lsn::ZERO).unwrap();
+    bench.crash();
+    assert!(bench.store().index().opened_at() >= committed, "the second one does not");
+    assert!(bench.read(None, file)[20_000_000..] == noise(4, 5_000_000));
+    bench.fsck();
+}
