@@ -270,7 +270,8 @@ impl Store {
         let _one = self.care.checkpointing.lock();
         let at = self.flush_index()?;
         let path = self.layout.checkpoints.join(format!("{:016x}", at.0));
-        if !path.exists() {
+        if !self.layout.checkpoints_made().iter().any(|(made, _)| *made == at) {
+            remove_tree(&path)?;
             let making = self.layout.checkpoints.join("making");
             remove_tree(&making)?;
             let made = self.index.summed_checkpoint(&making);
@@ -282,7 +283,7 @@ impl Store {
         }
         let kept = self.layout.checkpoints_made();
         for (_, old) in kept.iter().skip(CHECKPOINTS_KEPT) {
-            remove_tree(old)?;
+            self.layout.remove_checkpoint(old)?;
         }
         // A checkpoint holds at least what its name says, so replay from it needs no older record.
         if let Some((oldest, _)) = kept.get(CHECKPOINTS_KEPT - 1) {

@@ -74,11 +74,21 @@ impl Layout {
             .filter_map(|entry| {
                 let path = entry.ok()?.path();
                 let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
-                Some((Lsn(lsn), path))
+                (!is_ghost(&path)).then_some((Lsn(lsn), path))
             })
             .collect();
         found.sort_by_key(|found| Reverse(found.0));
         found
+    }
+
+    /// Removes a checkpoint, in one step for whoever looks.
+    pub(super) fn remove_checkpoint(&self, path: &Path) -> Result<()> {
+        let removing = self.checkpoints.join("removing");
+        remove_tree(&removing)?;
+        match std::fs::rename(path, &removing) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).at("renaming", path),
+            _ => remove_tree(&removing),
+        }
     }
 
     /// Writes the identity.
@@ -132,6 +142,16 @@ pub fn node_of(root: &Path) -> Result<NodeUuid> {
     let line = read_line(&layout.node).map_err(|e| Error::io("reading", &layout.node, e))?;
     let bad = || Error::corrupt("node id", layout.node.display().to_string(), "not 32 hex digits");
     Ok(NodeUuid(unhex(&line).ok_or_else(bad)?))
+}
+
+/// Whether a checkpoint has been removed: RocksDB makes a directory anew, with its log in it, where one goes
+/// while it is being opened.
+pub(super) fn is_ghost(checkpoint: &Path) -> bool {
+    let mut files = match std::fs::read_dir(checkpoint) {
+        Ok(files) => files,
+        Err(e) => return e.kind() == std::io::ErrorKind::NotFound,
+    };
+    files.all(|file| file.is_ok_and(|file| file.file_name().to_string_lossy().starts_with("LOG")))
 }
 
 /// Removes a directory with all that is in it, if it is there.

@@ -14,7 +14,7 @@ use super::chunks::pack;
 use super::index::Frozen;
 use super::journal;
 use super::keys::Keyring;
-use super::layout::{identify, node_of};
+use super::layout::{identify, is_ghost, node_of};
 use super::problem::{Part, Problem};
 use super::replay::Progress;
 use super::sums::{Seen, edited_settings};
@@ -193,7 +193,7 @@ impl Store {
             let reached = super::index::checkpoint_reaches(&path, &self.sealer)
                 .and_then(|at| super::index::compare_checkpoint(&path, seen, &|_| Ok(())).map(|()| at));
             // One that retention has removed meanwhile is no problem.
-            if !path.exists() {
+            if is_ghost(&path) {
                 continue;
             }
             let wrong = match reached {

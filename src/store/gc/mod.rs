@@ -147,8 +147,9 @@ impl Store {
         Ok(())
     }
 
-    /// A checkpoint behind everything that was so far.
+    /// A checkpoint behind everything that was so far. It lets packs go, so what is kept back may be used for it.
     pub(crate) fn checkpoint_beyond(&self) -> Result<()> {
+        self.room.make(self.index.unwritten_bytes().saturating_add(CHECKPOINT_BYTES))?;
         self.commit(vec![Edit::Term], None)?;
         self.checkpoint()
     }
@@ -185,7 +186,21 @@ impl Store {
         if dry {
             return self.would_free();
         }
-        let mut report = self.rewrite_packs(control)?;
+        let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
+        // What the first packs give back may be the room for copies out of the others.
+        while let Some(e) = self.rewrite_packs(control, &mut report)? {
+            if self.let_retired_go(control)? == 0 {
+                return Err(e);
+            }
+        }
+        self.let_retired_go(control)?;
+        report.after_bytes = self.packs_bytes()?;
+        Ok(report)
+    }
+
+    /// Makes the checkpoints that retired packs wait for. Returns how many went.
+    fn let_retired_go(&self, control: &Control) -> Result<usize> {
+        let before = self.index.state().retired.len();
         control.begin("making checkpoints without the old packs");
         for _ in 0..super::care::CHECKPOINTS_KEPT {
             if !self.index.state().retired.is_empty() {
@@ -193,13 +208,13 @@ impl Store {
             }
         }
         self.delete_retired()?;
-        report.after_bytes = self.packs_bytes()?;
-        Ok(report)
+        Ok(before.saturating_sub(self.index.state().retired.len()))
     }
 
-    /// Forgets, and rewrites every pack with dead bytes; the old ones are retired.
-    pub(crate) fn rewrite_packs(&self, control: &Control) -> Result<GcReport> {
-        let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
+    /// Forgets, and rewrites every pack with dead bytes; the old ones are retired. Returns why some were left, if
+    /// it was for want of room.
+    pub(crate) fn rewrite_packs(&self, control: &Control, report: &mut GcReport) -> Result<Option<Error>> {
+        let mut no_room = None;
         self.check_writable()?;
         let mut gc = self.gc.lock();
         *gc = GcState::default();
@@ -214,8 +229,10 @@ impl Store {
             while !work.is_done() {
                 match self.rewrite_some(&mut work, STEP_BYTES) {
                     Ok(copied) => report.copied_bytes += copied,
-                    Err(e @ Error::NoSpace(_)) => return Err(e),
                     Err(e) => {
+                        if let Error::NoSpace(what) = &e {
+                            no_room = Some(Error::NoSpace(what.clone()));
+                        }
                         self.give_up(&mut gc, &work, e)?;
                         break;
                     }
@@ -227,7 +244,7 @@ impl Store {
                 report.packs += u64::from(!work.leaves_some());
             }
         }
-        Ok(report)
+        Ok(no_room)
     }
 
     fn would_free(&self) -> Result<GcReport> {
@@ -251,5 +268,7 @@ impl Store {
     }
 }
 
+/// Room that a checkpoint takes beside what the index has to write.
+const CHECKPOINT_BYTES: u64 = 4 << 20;
 /// Dead part of a pack from which on it is rewritten on a full disk.
 const FULL_DEAD_PERCENT: u64 = 10;

@@ -12,7 +12,7 @@ use super::index::frozen::VersionRow;
 use super::index::keys::{self, Family};
 use super::index::{self, Frozen, Index};
 use super::last_scrub::LastScrub;
-use super::layout::remove_tree;
+use super::layout::{is_ghost, remove_tree};
 use super::model::{Dirent, Inode, Recipe, Xattr};
 use super::problem::Part;
 use super::replay::open_record;
@@ -122,7 +122,7 @@ impl Store {
                 Ok(()) => {}
                 Err(e) if control.is_cancelled() => return Err(e),
                 // One that retention has removed meanwhile is no problem.
-                Err(_) if !path.exists() => {}
+                Err(_) if is_ghost(&path) => {}
                 Err(e) => {
                     findings.checkpoints.push(lsn);
                     let place = path.display().to_string();

@@ -8,6 +8,7 @@ use super::judge::{Found, judge};
 use super::life::{Life, Moment, State};
 use super::*;
 use crate::store::control::Control;
+use crate::store::gc::GcReport;
 use crate::store::index::restore_checkpoint;
 use crate::types::disk::faulty::medium::Change;
 use crate::volume::tests::model::Model;
@@ -94,7 +95,11 @@ impl Tape {
                 self.run.doubtful.clear();
             }
             Step::Rewrite => {
-                self.run.bench.store().rewrite_packs(&Control::new(0)).map_err(|e| e.to_string())?;
+                self.run
+                    .bench
+                    .store()
+                    .rewrite_packs(&Control::new(0), &mut GcReport::default())
+                    .map_err(|e| e.to_string())?;
             }
             Step::CheckpointBeyond => {
                 self.run.bench.store().checkpoint_beyond().map_err(|e| e.to_string())?;
