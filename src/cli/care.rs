@@ -195,11 +195,7 @@ pub(super) struct Scrub {
 
 impl Scrub {
     pub(super) fn run(self) -> Outcome {
-        let key_file = self.key_file.as_deref();
-        let resolved = match resolve::mount_of(&self.path)? {
-            Some(_) => resolve::path(&self.path, None, key_file)?,
-            None => resolve::store(&self.path, Target::Store, key_file)?,
-        };
+        let resolved = resolve::mount_or_store(&self.path, None, self.key_file.as_deref())?;
         let mut display = Display::new();
         let mut ask = |action| match resolved.ask_quietly(Request::Scrub { action }, &mut display)? {
             Response::Scrub(state) => Ok(*state),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Outcome, output, resolve, unexpected};
-use crate::daemon::protocol::{Request, Response, Target};
+use crate::daemon::protocol::{Request, Response};
 use crate::daemon::report::GcInfo;
 
 /// Give the space of what was deleted back to the filesystem below.
@@ -29,11 +29,7 @@ pub(super) struct Gc {
 
 impl Gc {
     pub(super) fn run(self) -> Outcome {
-        let key_file = self.key_file.as_deref();
-        let resolved = match resolve::mount_of(&self.path)? {
-            Some(_) => resolve::path(&self.path, None, key_file)?,
-            None => resolve::store(&self.path, Target::Store, key_file)?,
-        };
+        let resolved = resolve::mount_or_store(&self.path, None, self.key_file.as_deref())?;
         let Response::Gc(info) = resolved.ask(Request::Gc { dry_run: self.dry_run })? else {
             return Err(unexpected());
         };

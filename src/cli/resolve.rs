@@ -178,6 +178,19 @@ pub(super) fn store(path: &Path, target: Target, key_file: Option<&Path>) -> Res
     Ok(Resolved { backend, target, mounts })
 }
 
+/// The volume that a path inside a mount lies in, or that is named; else the path is a store's directory, and all
+/// of that store is meant.
+pub(super) fn mount_or_store(
+    path: &Path,
+    volume: Option<&str>,
+    key_file: Option<&Path>,
+) -> Result<Resolved, ControlError> {
+    match (mount_of(path)?, volume) {
+        (None, None) => store(path, Target::Store, key_file),
+        (_, volume) => self::path(path, volume, key_file),
+    }
+}
+
 /// Why nobody answers for a store whose servers keep dying.
 pub(super) fn servers_die(entry: &Entry) -> ControlError {
     let why = entry.failed.as_deref().unwrap_or("the server is gone");

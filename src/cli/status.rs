@@ -56,10 +56,7 @@ impl Status {
             return Ok(vec![failed(&entry, resolve::servers_die(&entry))]);
         }
         let key_file = self.key_file.as_deref();
-        let resolved = match (resolve::mount_of(path)?, &self.volume) {
-            (None, None) => resolve::store(path, Target::Store, key_file)?,
-            (_, volume) => resolve::path(path, volume.as_deref(), key_file)?,
-        };
+        let resolved = resolve::mount_or_store(path, self.volume.as_deref(), key_file)?;
         resolved.status()
     }
 }

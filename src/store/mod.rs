@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 
 use crate::types::error::IoContext;
 use crate::types::wire::Encoder;
-use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, Result, StoreUuid, Term, VolumeId};
+use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, PackId, Result, StoreUuid, Term, VolumeId};
 use chunks::ChunkStore;
 use config::Config;
 use index::{Index, View};
@@ -281,12 +281,13 @@ impl Store {
 
     /// Bytes of the pack files.
     pub fn packs_bytes(&self) -> Result<u64> {
-        let mut total = 0;
-        for pack in chunks::pack::list(&*self.disk, &self.layout.packs)? {
-            let path = chunks::pack::pack_path(&self.layout.packs, pack);
-            total += self.disk.open(&path, false).and_then(|f| f.len()).at("reading", &path)?;
-        }
-        Ok(total)
+        let packs = chunks::pack::list(&*self.disk, &self.layout.packs)?;
+        packs.into_iter().map(|pack| self.pack_bytes(pack)).sum()
+    }
+
+    fn pack_bytes(&self, pack: PackId) -> Result<u64> {
+        let path = chunks::pack::pack_path(&self.layout.packs, pack);
+        self.disk.open(&path, false).and_then(|f| f.len()).at("reading", &path)
     }
 
     /// Writes the index to disk: the journal is synced first, so that the index is never ahead of it.

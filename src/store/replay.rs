@@ -109,12 +109,12 @@ impl Replay<'_> {
             }
         }
         self.chunks.forget_found();
-        replayed.lost = locate.lost.into_inner();
-        // Of those that nothing names any more the packs have been rewritten.
-        let named = |id: &ChunkId| Ok(index.chunk(id)?.is_some_and(|e| e.location.is_lost() && e.refs > 0));
-        let named = replayed.lost.iter().map(named).collect::<Result<Vec<bool>>>()?;
-        let mut named = named.into_iter();
-        replayed.lost.retain(|_| named.next().unwrap_or(true));
+        for id in locate.lost.into_inner() {
+            // Of those that nothing names any more the packs have been rewritten.
+            if index.chunk(&id)?.is_some_and(|e| e.location.is_lost() && e.refs > 0) {
+                replayed.lost.insert(id);
+            }
+        }
         let (to, ms) = (index.state().applied, start.elapsed().as_millis() as u64);
         tracing::info!(from = %applied, %to, scanned = replayed.scanned_bytes, ms, "journal replayed");
         Ok(replayed)

@@ -2,7 +2,7 @@
 //! makes restoring by `cp` cost metadata only.
 
 use super::flush::patch_edits;
-use super::{FsError, FsResult, SetAttr, Volume};
+use super::{FsError, FsResult, Volume, attr};
 use crate::store::chunks::Stored;
 use crate::store::model::{Edit, FileKind, Inode, Piece, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
@@ -63,13 +63,10 @@ impl Volume {
             return Err(FsError::Invalid("the ranges overlap"));
         }
         let mut done = 0;
-        if kill_privileges && len > 0 {
-            self.kill_privileges(ino)?;
-        }
         while done < len {
             let step = (len - done).min(COPY_BYTES_PER_RECORD);
             let part = CopySource { offset: from.offset + done, ..from };
-            let copied = self.copy_part(part, ino, offset + done, step)?;
+            let copied = self.copy_part(part, ino, offset + done, step, kill_privileges)?;
             if copied == 0 {
                 break;
             }
@@ -78,16 +75,7 @@ impl Volume {
         Ok(done)
     }
 
-    /// Takes setuid and setgid away, if they are there.
-    fn kill_privileges(&self, ino: Ino) -> FsResult<()> {
-        if self.getattr(None, ino)?.attrs.mode & 0o6000 == 0 {
-            return Ok(());
-        }
-        let set = SetAttr { kill_privileges: true, ..SetAttr::default() };
-        self.setattr(ino, &set, None).map(drop)
-    }
-
-    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64) -> FsResult<u64> {
+    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64, kill: bool) -> FsResult<u64> {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
@@ -99,13 +87,17 @@ impl Volume {
         let committed = live.committed_size.max(offset + len);
         (attrs.mtime, attrs.ctime) = (now, now);
         attrs.size = committed;
+        if kill {
+            attr::kill_privileges(&mut attrs);
+        }
+        let mode = attrs.mode;
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs }];
         patch_edits(self.vol, ino, offset, &pieces, &mut edits);
         self.shared.commit_patches(edits, &|_| {})?;
         // A write that came since the flush came after the copy.
         live.committed_size = committed;
         live.attrs.size = live.attrs.size.max(committed);
-        (live.attrs.mtime, live.attrs.ctime) = (now, now);
+        (live.attrs.mode, live.attrs.mtime, live.attrs.ctime) = (mode, now, now);
         Ok(len)
     }
 

@@ -305,15 +305,11 @@ impl Inner {
         self.counters.stored_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
         // Before the index is asked: what it then says cannot be rewritten away.
         let fresh = self.fresh.pin(&id);
-        let stored = if fresh { Ok(()) } else { self.store_unless_indexed(index, id, plain) };
-        if fresh {
-            self.counters.duplicate_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
-        }
-        stored.map(|()| id).inspect_err(|_| self.fresh.unpin(&id))
+        self.store_pinned(index, id, plain, fresh).map(|()| id).inspect_err(|_| self.fresh.unpin(&id))
     }
 
-    fn store_unless_indexed(&self, index: &Index, id: ChunkId, plain: &[u8]) -> Result<()> {
-        if index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
+    fn store_pinned(&self, index: &Index, id: ChunkId, plain: &[u8], fresh: bool) -> Result<()> {
+        if fresh || index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
             self.counters.duplicate_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
             return Ok(());
         }

@@ -157,9 +157,10 @@ impl Store {
     /// Deletes the retired packs that are older than every checkpoint kept.
     pub(crate) fn delete_retired(&self) -> Result<()> {
         let Some((oldest, _)) = self.layout.checkpoints_made().pop() else { return Ok(()) };
-        let packs: Vec<(PackId, Lsn)> =
-            self.index.retired_packs().into_iter().filter(|(_, since)| *since < oldest).collect();
-        for (pack, _) in &packs {
+        let retired = self.index.state().retired.clone();
+        let packs: Vec<PackId> =
+            retired.into_iter().filter(|(_, since)| *since < oldest).map(|(pack, _)| pack).collect();
+        for pack in &packs {
             let path = pack::pack_path(&self.layout.packs, *pack);
             self.chunks.forget_pack(*pack);
             match self.disk.remove(&path) {
@@ -170,7 +171,7 @@ impl Store {
         if !packs.is_empty() {
             self.disk.sync_dir(&self.layout.packs).at("syncing", &self.layout.packs)?;
         }
-        for (pack, _) in packs {
+        for pack in packs {
             let _committed = self.commit.lock();
             self.index.pack_removed(pack)?;
         }

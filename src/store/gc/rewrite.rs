@@ -6,7 +6,6 @@ use crate::store::Store;
 use crate::store::chunks::pack::{self, Location, Trust};
 use crate::store::index::Locate;
 use crate::store::index::relocate::Relocation;
-use crate::types::error::IoContext;
 use crate::types::{ChunkId, Error, PackId, Result};
 
 /// Chunks for which the append lock is taken at once.
@@ -41,10 +40,8 @@ impl Store {
     pub(super) fn pack_sizes(&self, end: PackId) -> Result<Vec<(PackId, u64, u64)>> {
         let mut found = Vec::new();
         for id in pack::list(&*self.disk, &self.layout.packs)?.into_iter().filter(|id| *id < end) {
-            let path = pack::pack_path(&self.layout.packs, id);
-            let len = self.disk.open(&path, false).and_then(|f| f.len()).at("reading", &path)?;
             let live = self.index.state().packs.get(&id).map_or(0, |stat| stat.live_bytes);
-            found.push((id, len, live));
+            found.push((id, self.pack_bytes(id)?, live));
         }
         Ok(found)
     }

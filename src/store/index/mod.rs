@@ -236,22 +236,24 @@ impl Index {
             }
             Ok(true)
         })?;
-        self.rows(&[meta::PACK], |key, value| {
-            let bad = || damaged(key, WireError::Short);
-            let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
-            let live = value.first_chunk::<8>().ok_or_else(bad)?;
-            let stat = PackStat { live_bytes: u64::from_le_bytes(*live) };
-            state.packs.insert(PackId(u64::from_be_bytes(*pack)), stat);
-            Ok(true)
+        self.pack_rows(meta::PACK, |pack, live_bytes| {
+            state.packs.insert(pack, PackStat { live_bytes });
         })?;
-        self.rows(&[meta::RETIRED], |key, value| {
-            let bad = || damaged(key, WireError::Short);
-            let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
-            let since = value.first_chunk::<8>().ok_or_else(bad)?;
-            state.retired.insert(PackId(u64::from_be_bytes(*pack)), Lsn(u64::from_le_bytes(*since)));
-            Ok(true)
+        self.pack_rows(meta::RETIRED, |pack, since| {
+            state.retired.insert(pack, Lsn(since));
         })?;
         Ok(state)
+    }
+
+    /// Visits the rows of a kind that have a number for each pack.
+    fn pack_rows(&self, kind: u8, mut visit: impl FnMut(PackId, u64)) -> Result<()> {
+        self.rows(&[kind], |key, value| {
+            let bad = || damaged(key, WireError::Short);
+            let pack = key.get(1..).and_then(|k| k.first_chunk::<8>()).ok_or_else(bad)?;
+            let number = value.first_chunk::<8>().ok_or_else(bad)?;
+            visit(PackId(u64::from_be_bytes(*pack)), u64::from_le_bytes(*number));
+            Ok(true)
+        })
     }
 
     /// The rows that are not versioned.

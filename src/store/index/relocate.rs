@@ -10,7 +10,7 @@ use super::keys::meta;
 use super::rows::{ChunkEntry, PackStat};
 use super::{CHUNKS, Index};
 use crate::store::chunks::pack::Location;
-use crate::types::{ChunkId, Lsn, PackId, Result};
+use crate::types::{ChunkId, PackId, Result};
 
 /// What becomes of a chunk whose pack is rewritten.
 #[derive(Clone, Copy, Debug)]
@@ -93,11 +93,6 @@ impl Index {
         state.packs.remove(&pack);
         state.retired.insert(pack, since);
         Ok(())
-    }
-
-    /// Packs that nothing lies in any more, each with the record as of which that is so.
-    pub fn retired_packs(&self) -> Vec<(PackId, Lsn)> {
-        self.state.read().retired.iter().map(|(pack, since)| (*pack, *since)).collect()
     }
 
     /// Forgets a pack whose file is gone. The caller holds the commit lock.
