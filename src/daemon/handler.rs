@@ -18,6 +18,7 @@ use super::scrub::{self, Scrubber};
 use super::watched::watched;
 use super::{status, upgrade};
 use crate::store::control::Control;
+use crate::store::model::SnapshotKind;
 use crate::types::Lsn;
 use crate::volume::{self, SnapshotRow, Volume, Volumes};
 
@@ -113,6 +114,7 @@ impl Handler {
             name: create.name,
             tags: create.tags.into_iter().collect(),
             hold: create.hold,
+            kind: SnapshotKind::Manual,
             request: None,
         };
         let row = self.volumes.snapshot(&ids, &create).map_err(|e| control_error(&what, e))?;

@@ -27,7 +27,8 @@ use crate::store::model::FileKind;
 use crate::types::Ino;
 use crate::volume::acl::{Acl, AclKind};
 use crate::volume::{
-    AccessTimes, Allocate, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, XattrMode,
+    AccessTimes, Allocate, CopySource, FsError, FsResult, NewNode, RenameMode, Seek, SetAttr, Writer,
+    XattrMode,
 };
 
 /// Largest request.
@@ -142,6 +143,7 @@ impl Filesystem for Adapter {
             mtime: mtime.map(|t| time_or_now(t, now)),
             ctime: ctime.map(from_request),
             kill_privileges: uid.is_some() || gid.is_some() || (size.is_some() && req.uid() != 0),
+            author: Some(req.uid()),
         };
         let (inner, request) = (self.inner.clone(), self.inner.request(req));
         if self.inner.outcome(req).is_some() {
@@ -319,9 +321,13 @@ impl Filesystem for Adapter {
     ) {
         // Written again if it was not answered: the same bytes at the same place.
         let ticket = self.inner.note_read(req);
-        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let writer = Writer {
+            // What is written back of mapped pages is sent by nobody in particular.
+            uid: (!write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)).then_some(req.uid()),
+            kill_privileges: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
         let answer = move |inner: &Inner, data: &[u8], reply: ReplyWrite| match Inner::live(ino)
-            .and_then(|ino| inner.volume.write(ino, offset, data, kill))
+            .and_then(|ino| inner.volume.write(ino, offset, data, writer))
         {
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(&e)),
@@ -556,11 +562,11 @@ impl Filesystem for Adapter {
         if self.inner.outcome(req).is_some() {
             return reply.ok();
         }
-        let (inner, request, kill) = (self.inner.clone(), self.inner.request(req), req.uid() != 0);
+        let (inner, request, writer) = (self.inner.clone(), self.inner.request(req), writer(req));
         let ticket = self.inner.note(req);
         self.waiters.run(move || {
             let result = Inner::live(ino)
-                .and_then(|ino| inner.volume.allocate(ino, offset, length, how, kill, request));
+                .and_then(|ino| inner.volume.allocate(ino, offset, length, how, writer, request));
             answer_empty(reply, result);
             drop(ticket);
         });
@@ -618,13 +624,13 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         // Copied again if it was not answered.
-        let kill = req.uid() != 0;
+        let writer = writer(req);
         let (inner, ticket) = (self.inner.clone(), self.inner.note_read(req));
         self.waiters.run(move || {
             let result = Inner::live(ino_out).and_then(|out| {
                 inner.read(ino_in, |at, ino| {
                     let from = CopySource { at, ino, offset: offset_in };
-                    inner.volume.copy_range(from, out, offset_out, len, kill)
+                    inner.volume.copy_range(from, out, offset_out, len, writer)
                 })
             });
             match result {
@@ -634,6 +640,11 @@ impl Filesystem for Adapter {
             drop(ticket);
         });
     }
+}
+
+/// Whoever sends a request that changes content and does not say itself what becomes of setuid.
+fn writer(req: &Request) -> Writer {
+    Writer { uid: Some(req.uid()), kill_privileges: req.uid() != 0 }
 }
 
 impl Adapter {

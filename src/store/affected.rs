@@ -175,16 +175,17 @@ fn places(
     names: &[Name],
     paths: &mut Paths<'_>,
 ) -> Vec<FilePlace> {
-    let snapshots = volume.snapshots.iter().filter(|(_, s)| !s.deleting);
-    let mut moments: Vec<(Option<Lsn>, When)> = snapshots
-        .filter(|(at, _)| span.shown_at(Some(**at)))
-        .map(|(at, s)| (Some(*at), When::Snapshot(s.spec.name.clone())))
+    let mut moments: Vec<(Option<Lsn>, When)> = volume
+        .snapshots()
+        .filter(|(at, _)| span.shown_at(Some(*at)))
+        .map(|(at, s)| (Some(at), When::Snapshot(s.spec.name.clone())))
         .collect();
     if span.shown_at(None) {
         moments.push((None, When::Live));
     }
     if moments.is_empty() {
-        moments.push((Some(span.since.max(volume.floor)), When::Window));
+        let mark = volume.first_point(span.since, span.end.unwrap_or(Lsn::MAX)).filter(|at| *at > Lsn::ZERO);
+        moments.push((Some(mark.unwrap_or(span.since.max(volume.floor))), When::Window));
     }
     let mut found = Vec::new();
     for (at, when) in moments {

@@ -333,10 +333,14 @@ impl Store {
         // A record that says what was durable before it: without one, rot in the last records would look
         // like a tail that a power cut tore.
         let last = self.commit(vec![Edit::Term], None)?;
-        match self.flush_index() {
-            // The next opening replays what is only in the journal then.
-            Err(Error::NoSpace(_)) => drop(self.sync(last)?),
-            flushed => drop(flushed?),
+        if let Err(e) = self.flush_index() {
+            if let Error::NoSpace(_) = &e {
+                self.sync(last)?;
+            }
+            if self.durable() < last {
+                return Err(e);
+            }
+            tracing::warn!(error = %e, "the index could not be written; the next opening takes it from the journal");
         }
         tracing::info!(elapsed_ms = start.elapsed().as_millis() as u64, "store closed");
         Ok(())

@@ -67,6 +67,19 @@ pub const TAGS_MAX: usize = 64;
 /// Bytes of one tag, key and value together.
 pub const TAG_BYTES_MAX: usize = 1024;
 
+/// Globs of one list of a policy.
+pub const GLOBS_MAX: usize = 64;
+/// Bytes of one glob.
+pub const GLOB_BYTES_MAX: usize = 1024;
+/// Longest period of a policy: a hundred years.
+pub const POLICY_SECS_MAX: u64 = 100 * 366 * 24 * 3600;
+/// Snapshots of one kind that a retention may name.
+pub const RETENTION_MAX: u32 = 100_000;
+/// Changes of the immutable period that still matter, at once.
+pub const IMMUTABLE_STEPS_MAX: usize = 1024;
+/// Snapshots and marks of one volume.
+pub const POINTS_MAX: usize = 200_000;
+
 /// Items one background record (reaping, forgetting) moves or frees, so that no writer waits long.
 pub const SWEEP_ITEMS_MAX: usize = 1000;
 /// Blocks that unlink and truncate remove in the same record; beyond that they leave a cut and a reap item.

@@ -16,6 +16,29 @@ pub struct Attr {
     pub data_bytes: u64,
 }
 
+/// Who changes the content of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Writer {
+    /// The user; `None` where the kernel does not say, as when it writes mapped pages back.
+    pub uid: Option<u32>,
+    /// Whether setuid and setgid go, as they do when someone without privilege writes.
+    pub kill_privileges: bool,
+}
+
+impl Writer {
+    /// Root.
+    pub const ROOT: Writer = Writer { uid: Some(0), kill_privileges: false };
+
+    /// Notes in `attrs` that the content was changed.
+    pub(super) fn changed(self, attrs: &mut Attrs, now: Timestamp) {
+        (attrs.mtime, attrs.ctime) = (now, now);
+        attrs.author = self.uid.unwrap_or(attrs.author);
+        if self.kill_privileges {
+            kill_privileges(attrs);
+        }
+    }
+}
+
 /// Changes of attributes; what is `None` stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetAttr {
@@ -35,6 +58,8 @@ pub struct SetAttr {
     pub ctime: Option<Timestamp>,
     /// Clear setuid and setgid, as a change of size or owner by someone without privilege does.
     pub kill_privileges: bool,
+    /// Who it is that changes the size.
+    pub author: Option<u32>,
 }
 
 impl SetAttr {
@@ -50,6 +75,9 @@ impl SetAttr {
         }
         if let Some(mode) = self.mode {
             attrs.mode = mode & 0o7777;
+        }
+        if self.size.is_some() {
+            attrs.author = self.author.unwrap_or(attrs.author);
         }
         attrs.atime = self.atime.unwrap_or(attrs.atime);
         attrs.mtime = self.mtime.unwrap_or(attrs.mtime);

@@ -2,7 +2,7 @@
 //! makes restoring by `cp` cost metadata only.
 
 use super::flush::patch_edits;
-use super::{FsError, FsResult, Volume, attr};
+use super::{FsError, FsResult, Volume, Writer};
 use crate::store::chunks::Stored;
 use crate::store::model::{Edit, FileKind, Inode, Piece, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
@@ -44,7 +44,7 @@ impl Volume {
         ino: Ino,
         offset: u64,
         len: u64,
-        kill_privileges: bool,
+        writer: Writer,
     ) -> FsResult<u64> {
         self.check_writable()?;
         if from.at.is_none() {
@@ -66,7 +66,7 @@ impl Volume {
         while done < len {
             let step = (len - done).min(COPY_BYTES_PER_RECORD);
             let part = CopySource { offset: from.offset + done, ..from };
-            let copied = self.copy_part(part, ino, offset + done, step, kill_privileges)?;
+            let copied = self.copy_part(part, ino, offset + done, step, writer)?;
             if copied == 0 {
                 break;
             }
@@ -75,7 +75,7 @@ impl Volume {
         Ok(done)
     }
 
-    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64, kill: bool) -> FsResult<u64> {
+    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64, writer: Writer) -> FsResult<u64> {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
@@ -85,19 +85,17 @@ impl Volume {
         let now = self.shared.now();
         let mut attrs = live.attrs.clone();
         let committed = live.committed_size.max(offset + len);
-        (attrs.mtime, attrs.ctime) = (now, now);
+        writer.changed(&mut attrs, now);
         attrs.size = committed;
-        if kill {
-            attr::kill_privileges(&mut attrs);
-        }
-        let mode = attrs.mode;
+        let (mode, author) = (attrs.mode, attrs.author);
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs }];
         patch_edits(self.vol, ino, offset, &pieces, &mut edits);
         self.shared.commit_patches(edits, &|_| {})?;
         // A write that came since the flush came after the copy.
         live.committed_size = committed;
         live.attrs.size = live.attrs.size.max(committed);
-        (live.attrs.mode, live.attrs.mtime, live.attrs.ctime) = (mode, now, now);
+        (live.attrs.mode, live.attrs.author) = (mode, author);
+        (live.attrs.mtime, live.attrs.ctime) = (now, now);
         Ok(len)
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{FsError, FsResult, Volume, attr};
+use super::{FsError, FsResult, Volume, Writer};
 use crate::arena::Owner;
 use crate::store::Store;
 use crate::store::model::{FileKind, Inode, Recipe, Source};
@@ -82,7 +82,7 @@ impl Volume {
     ///
     /// # Errors
     /// [`FsError::TooLarge`], [`FsError::NotFound`], no space.
-    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], kill_privileges: bool) -> FsResult<()> {
+    pub fn write(&self, ino: Ino, offset: u64, data: &[u8], writer: Writer) -> FsResult<()> {
         self.check_writable()?;
         self.shared.store.admit_data()?;
         if data.is_empty() {
@@ -92,7 +92,7 @@ impl Volume {
         offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX).ok_or(FsError::TooLarge)?;
         let mut at = offset;
         for part in data.chunks(WRITE_BYTES_MAX) {
-            self.write_part(ino, at, part, kill_privileges)?;
+            self.write_part(ino, at, part, writer)?;
             at += part.len() as u64;
         }
         // Where nothing outlives the server, the journal must have it before anyone is told so.
@@ -103,10 +103,10 @@ impl Volume {
         }
     }
 
-    fn write_part(&self, ino: Ino, offset: u64, data: &[u8], kill: bool) -> FsResult<()> {
+    fn write_part(&self, ino: Ino, offset: u64, data: &[u8], writer: Writer) -> FsResult<()> {
         for _ in 0..ROOM_TRIES {
             let _room = self.shared.budget.reserve(data.len() as u64)?;
-            if self.write_reserved(ino, offset, data, kill)? {
+            if self.write_reserved(ino, offset, data, writer)? {
                 return Ok(());
             }
             // Very scattered slots took more than was reserved: away with them.
@@ -116,7 +116,7 @@ impl Volume {
     }
 
     /// Whether there was room for all of it.
-    fn write_reserved(&self, ino: Ino, offset: u64, data: &[u8], kill: bool) -> FsResult<bool> {
+    fn write_reserved(&self, ino: Ino, offset: u64, data: &[u8], writer: Writer) -> FsResult<bool> {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let mut live = cell.state.write();
@@ -127,16 +127,13 @@ impl Volume {
             return Err(FsError::Invalid("not a regular file"));
         }
         let time = self.shared.now();
-        let owner = Owner { volume: self.vol, ino, time, kill };
+        let owner = Owner { volume: self.vol, ino, time, kill: writer.kill_privileges };
         live.dirty_since.get_or_insert_with(Instant::now);
         if live.dirty.write(&self.shared.arena, owner, offset, data).is_err() {
             return Ok(false);
         }
         live.attrs.size = live.attrs.size.max(offset + data.len() as u64);
-        (live.attrs.mtime, live.attrs.ctime) = (time, time);
-        if kill {
-            attr::kill_privileges(&mut live.attrs);
-        }
+        writer.changed(&mut live.attrs, time);
         if live.dirty.bytes() >= self.shared.store.config().seal_run_bytes {
             self.shared.flush_soon();
         }

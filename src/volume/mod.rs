@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use access::AccessTimes;
-pub use attr::{Attr, SetAttr};
+pub use attr::{Attr, SetAttr, Writer};
 pub use copy::CopySource;
 pub use dir::DirEntry;
 pub use error::{FsError, FsResult};
@@ -293,7 +293,7 @@ impl Volumes {
         let vol = {
             let state = store.index().state();
             let (vol, volume) = state.volume_named(name).ok_or(FsError::NotFound)?;
-            if let Some(held) = volume.snapshots.values().find(|s| s.spec.hold && !s.deleting) {
+            if let Some(held) = volume.snapshots().map(|(_, s)| s).find(|s| s.spec.hold) {
                 return Err(FsError::Held(format!(
                     "snapshot {} of it is held; release it first",
                     held.spec.name
@@ -395,6 +395,8 @@ fn new_attrs(kind: FileKind, mode: u16, owner: (u32, u32), now: Timestamp, gener
         rdev: 0,
         generation,
         parent: Ino(0),
+        name: [0; 16],
+        author: owner.0,
         entries: 0,
         xattrs: 0,
         target: Vec::new(),

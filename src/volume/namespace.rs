@@ -104,8 +104,8 @@ impl Volume {
         let mut parent_attrs = dir.attrs.clone();
         parent_attrs.entries = parent_attrs.entries.saturating_add(1);
         (parent_attrs.mtime, parent_attrs.ctime) = (now, now);
+        (attrs.parent, attrs.name) = (parent, hash);
         if node.kind == FileKind::Dir {
-            attrs.parent = parent;
             parent_attrs.nlink = parent_attrs.nlink.checked_add(1).ok_or(FsError::TooManyLinks)?;
         }
         attrs.rdev = node.rdev;
@@ -173,6 +173,7 @@ impl Volume {
             (dir_attrs.mtime, dir_attrs.ctime) = (now, now);
             file_attrs.nlink += 1;
             file_attrs.ctime = now;
+            (file_attrs.parent, file_attrs.name) = (parent, hash);
             let dirent = Dirent { ino, kind: file_attrs.kind, name: name.to_vec() };
             let nlink = file_attrs.nlink;
             self.commit(
@@ -185,6 +186,7 @@ impl Volume {
             )?;
             dir.attrs = dir_attrs;
             (file.attrs.nlink, file.attrs.ctime) = (nlink, now);
+            (file.attrs.parent, file.attrs.name) = (parent, hash);
         }
         self.getattr(None, ino)
     }
@@ -249,7 +251,8 @@ impl Volume {
         if directory {
             dir_attrs.nlink = dir_attrs.nlink.saturating_sub(1);
         }
-        let nlink = attrs.nlink;
+        attrs.unname(parent, &hash);
+        let (nlink, place) = (attrs.nlink, (attrs.parent, attrs.name));
         let mut edits = vec![
             Edit::DelDirent { vol, parent, hash },
             Edit::PutInode { vol, ino: parent, attrs: dir_attrs.clone() },
@@ -261,6 +264,7 @@ impl Volume {
         self.commit(edits, request)?;
         dir.attrs = dir_attrs;
         (live.attrs.nlink, live.attrs.ctime) = (nlink, now);
+        (live.attrs.parent, live.attrs.name) = place;
         Ok((nlink == 0).then_some(ino))
     }
 }

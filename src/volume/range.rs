@@ -3,7 +3,7 @@
 use parking_lot::RwLockWriteGuard;
 
 use super::cell::{Cell, Live};
-use super::{FsError, FsResult, Volume, attr};
+use super::{FsError, FsResult, Volume, Writer};
 use crate::store::model::{Edit, FileKind, Piece, RequestId, Source};
 use crate::types::limits::{BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX};
 use crate::types::{Ino, Lsn};
@@ -115,7 +115,7 @@ impl Volume {
         offset: u64,
         len: u64,
         how: Allocate,
-        kill_privileges: bool,
+        writer: Writer,
         request: Option<RequestId>,
     ) -> FsResult<()> {
         self.check_writable()?;
@@ -141,10 +141,7 @@ impl Volume {
         if clears {
             self.remove_range(ino, offset, end, live.committed_size, &mut edits)?;
         }
-        (attrs.mtime, attrs.ctime) = (now, now);
-        if kill_privileges {
-            attr::kill_privileges(&mut attrs);
-        }
+        writer.changed(&mut attrs, now);
         edits.insert(0, Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() });
         self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;

@@ -180,9 +180,7 @@ impl Change<'_> {
         let source_dir = self.source.kind == FileKind::Dir;
         if let Some(source) = attrs.get_mut(&self.source.ino) {
             source.ctime = self.now;
-            if source_dir {
-                source.parent = self.to.0;
-            }
+            (source.parent, source.name) = (self.to.0, self.volume.name_hash(self.to.1));
         }
         let Some(target) = &self.target else {
             self.add(attrs, self.from.0, -1, source_dir);
@@ -193,9 +191,7 @@ impl Change<'_> {
         let replaced = attrs.get_mut(&target.ino).ok_or(FsError::NotFound)?;
         replaced.ctime = self.now;
         if self.mode == RenameMode::Exchange {
-            if target_dir {
-                replaced.parent = self.from.0;
-            }
+            (replaced.parent, replaced.name) = (self.from.0, self.volume.name_hash(self.from.1));
             self.add(attrs, self.from.0, -1, source_dir);
             self.add(attrs, self.to.0, 1, source_dir);
             self.add(attrs, self.to.0, -1, target_dir);
@@ -209,6 +205,7 @@ impl Change<'_> {
             _ => {}
         }
         replaced.nlink = if target_dir { 0 } else { replaced.nlink.saturating_sub(1) };
+        replaced.unname(self.to.0, &self.volume.name_hash(self.to.1));
         let orphan = (replaced.nlink == 0).then_some(target.ino);
         self.add(attrs, self.from.0, -1, source_dir);
         self.add(attrs, self.to.0, 1, source_dir);

@@ -2,7 +2,7 @@
 //! in it, and nothing that came later.
 
 use super::{FsError, FsResult, Shared, Volume, Volumes};
-use crate::store::model::{Edit, RequestId, SnapshotSpec};
+use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
 use crate::types::limits::{SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339};
 use crate::types::{Lsn, Timestamp, VolumeId};
@@ -19,6 +19,8 @@ pub struct SnapshotCreate {
     pub tags: Vec<(String, String)>,
     /// Whether only a release lets it be deleted.
     pub hold: bool,
+    /// Who takes it; not a mark.
+    pub kind: SnapshotKind,
     /// Of which request, if of one of the kernel's.
     pub request: Option<RequestId>,
 }
@@ -77,8 +79,8 @@ impl Volumes {
                 if view > SNAPSHOT_VIEW_MAX {
                     return Err(FsError::Invalid("the volume has used all its snapshot numbers"));
                 }
-                let spec =
-                    SnapshotSpec { name: name.clone(), view, tags: create.tags.clone(), hold: create.hold };
+                let (tags, hold, kind) = (create.tags.clone(), create.hold, create.kind);
+                let spec = SnapshotSpec { name: name.clone(), view, tags, hold, kind };
                 first.get_or_insert_with(|| spec.clone());
                 edits.push(Edit::SnapshotCreate { vol: *vol, spec });
             }
@@ -126,13 +128,8 @@ impl Volume {
     /// The snapshots behind `after`, oldest first, at most `limit`.
     pub fn snapshots(&self, after: Lsn, limit: usize) -> FsResult<Vec<SnapshotRow>> {
         self.with_state(|volume| {
-            volume
-                .snapshots
-                .range(after.next()..)
-                .filter(|(_, s)| !s.deleting)
-                .take(limit)
-                .map(|(lsn, s)| SnapshotRow { spec: s.spec.clone(), time: s.time, lsn: *lsn })
-                .collect()
+            let snapshots = volume.snapshots_behind(after).take(limit);
+            snapshots.map(|(lsn, s)| SnapshotRow { spec: s.spec.clone(), time: s.time, lsn }).collect()
         })
     }
 
@@ -150,9 +147,7 @@ impl Volume {
 
     /// The point of the snapshot with that view number.
     pub fn snapshot_of_view(&self, view: u32) -> FsResult<Option<Lsn>> {
-        self.with_state(|v| {
-            v.snapshots.iter().find(|(_, s)| s.spec.view == view && !s.deleting).map(|(lsn, _)| *lsn)
-        })
+        self.with_state(|v| v.snapshots().find(|(_, s)| s.spec.view == view).map(|(lsn, _)| lsn))
     }
 
     /// Whether the state at `at` can still be read.

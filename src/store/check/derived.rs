@@ -93,10 +93,10 @@ fn misplaced(volume: &Volume, first: Lsn, since: Lsn, end: Lsn) -> Option<String
     }
     let until = if first == Lsn::ZERO { end } else { first };
     // Snapshots only come behind all ends and only go: who needs a version is known when it ends.
-    if let Some((at, _)) = volume.snapshots.range(since..until.max(since)).find(|(_, s)| !s.deleting) {
+    if let Some((at, _)) = volume.points.range(since..until.max(since)).find(|(_, s)| !s.deleting) {
         return Some(format!("the snapshot at {at} needs it, its row says {first}"));
     }
-    let kept = first == Lsn::ZERO || (first < end && volume.snapshots.range(first..end).next().is_some());
+    let kept = first == Lsn::ZERO || (first < end && volume.points.range(first..end).next().is_some());
     (!kept).then(|| format!("its row says that the snapshot at {first} needs it, which is gone"))
 }
 
@@ -131,8 +131,9 @@ mod tests {
     fn a_version_stands_with_the_first_snapshot_that_needs_it() {
         let mut volume = Volume::new("v".into(), Lsn(1));
         for (at, deleting) in [(10, false), (20, true), (30, false)] {
-            let spec = SnapshotSpec { name: at.to_string(), view: 1, tags: vec![], hold: false };
-            volume.snapshots.insert(Lsn(at), Snapshot { spec, time: Timestamp::default(), deleting });
+            let spec = SnapshotSpec { name: at.to_string(), view: 1, ..SnapshotSpec::default() };
+            let point = Snapshot { spec, time: Timestamp::default(), deleting, next_ino: 2 };
+            volume.points.insert(Lsn(at), point);
         }
         let wrong = |first, since, end| misplaced(&volume, Lsn(first), Lsn(since), Lsn(end)).is_some();
         assert!(!wrong(10, 5, 11) && !wrong(10, 5, 40) && !wrong(30, 11, 31) && !wrong(0, 11, 25));

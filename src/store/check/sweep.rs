@@ -23,6 +23,10 @@ pub(super) struct Node {
     pub(super) subdirs: u32,
     pub(super) found_entries: u64,
     pub(super) found_data: u64,
+    /// The directory and the hash of the name that it remembers.
+    pub(super) place: (Ino, [u8; 16]),
+    /// Those of the last name found.
+    pub(super) found_place: (Ino, [u8; 16]),
 }
 
 /// Sums over one volume.
@@ -119,6 +123,7 @@ impl Store {
                     node.nlink = inode.attrs.nlink;
                     node.entries = inode.attrs.entries;
                     node.data_bytes = inode.data_bytes;
+                    node.place = (inode.attrs.parent, inode.attrs.name);
                 }
             }
             Some(Family::Dirent) => {
@@ -127,7 +132,9 @@ impl Store {
                     let parent = sweep.nodes.entry((vol, ino)).or_default();
                     parent.found_entries += 1;
                     parent.subdirs += u32::from(entry.kind == FileKind::Dir);
-                    sweep.nodes.entry((vol, entry.ino)).or_default().named += 1;
+                    let named = sweep.nodes.entry((vol, entry.ino)).or_default();
+                    named.named += 1;
+                    named.found_place = (ino, keys::hash_of(row.key).unwrap_or_default());
                 }
             }
             Some(Family::Xattr) => drop(self.index.verified_item::<Xattr>(row)?),
@@ -164,13 +171,19 @@ fn check_tree(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) {
             let text = format!("{place}: {} links stored, {expected} found", node.nlink);
             findings.problem(Part::Index, text);
         }
+        // Of several names only one is remembered, and perhaps none after that was removed.
+        if node.named == 1 && node.place.0 != Ino(0) && node.place != node.found_place {
+            let text =
+                format!("{place}: its name is in directory {}, not in {}", node.found_place.0, node.place.0);
+            findings.problem(Part::Index, text);
+        }
         if node.data_bytes != node.found_data {
             let (kept, found) = (node.data_bytes, node.found_data);
             findings.problem(Part::Derived, format!("{place}: {kept} data bytes stored, {found} found"));
         }
     }
     for (vol, volume) in &state.volumes {
-        for at in volume.snapshots.keys() {
+        for at in volume.points.keys() {
             if *at > state.applied || *at == Lsn::ZERO {
                 let text = format!("volume {vol}: a snapshot lies at the impossible record {at}");
                 findings.problem(Part::Index, text);

@@ -5,7 +5,7 @@ use super::keys::{self, Family, meta};
 use super::rows::{Snapshot, Stored, Volume};
 use super::txn::{Locate, Txn};
 use super::{HEADS, HISTORY, Index, damaged};
-use crate::store::model::{Attrs, Cut, Edit, Inode, Piece, Recipe, Record, SnapshotSpec};
+use crate::store::model::{Attrs, Cut, Edit, Inode, Piece, Policy, Recipe, Record, SnapshotSpec};
 use crate::types::limits::{CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, SWEEP_ITEMS_MAX};
 use crate::types::{Error, Ino, Lsn, PackId, Result, Term, VolumeId};
 
@@ -112,6 +112,7 @@ impl Txn<'_> {
                 Ok(())
             }
             Edit::VolumeSweep { vol } => self.sweep_volume(*vol),
+            Edit::PolicySet { vol, policy } => self.policy_set(*vol, policy),
             Edit::Term => Ok(()),
         }
     }
@@ -302,18 +303,29 @@ impl Txn<'_> {
     }
 
     fn snapshot_create(&mut self, vol: VolumeId, spec: &SnapshotSpec, record: &Record) -> Result<()> {
-        let snapshot = Snapshot { spec: spec.clone(), time: record.time, deleting: false };
+        let next_ino = self.state.volumes.get(&vol).map_or(0, |v| v.next_ino);
+        let snapshot = Snapshot { spec: spec.clone(), time: record.time, deleting: false, next_ino };
         self.put_sealed_row(meta::snapshot(vol, self.lsn), &snapshot.encode())?;
         let lsn = self.lsn;
         if let Some(volume) = self.state.volume_mut(vol) {
             volume.next_view = volume.next_view.max(spec.view.saturating_add(1));
-            volume.snapshots.insert(lsn, snapshot);
+            volume.points.insert(lsn, snapshot);
+        }
+        Ok(())
+    }
+
+    fn policy_set(&mut self, vol: VolumeId, policy: &Policy) -> Result<()> {
+        let mut e = crate::types::wire::Encoder::new();
+        policy.encode(&mut e);
+        self.put_sealed_row(meta::policy(vol), &e.finish())?;
+        if let Some(volume) = self.state.volume_mut(vol) {
+            volume.policy = policy.clone();
         }
         Ok(())
     }
 
     fn change_snapshot(&mut self, vol: VolumeId, at: Lsn, change: impl FnOnce(&mut Snapshot)) -> Result<()> {
-        let Some(snapshot) = self.state.volumes.get_mut(&vol).and_then(|v| v.snapshots.get_mut(&at)) else {
+        let Some(snapshot) = self.state.volumes.get_mut(&vol).and_then(|v| v.points.get_mut(&at)) else {
             return Ok(());
         };
         change(snapshot);
@@ -335,7 +347,7 @@ impl Txn<'_> {
     fn forget(&mut self, vol: VolumeId) -> Result<()> {
         let Some(volume) = self.state.volumes.get(&vol) else { return Ok(()) };
         let floor = volume.floor;
-        let deleting = volume.snapshots.iter().find(|(_, s)| s.deleting).map(|(at, _)| *at);
+        let deleting = volume.points.iter().find(|(_, s)| s.deleting).map(|(at, _)| *at);
         let mut left = SWEEP_ITEMS_MAX;
         for (end, head) in self.index.ended_until(vol, Lsn::ZERO, floor, left)? {
             self.delete_ended(vol, Lsn::ZERO, end, &head)?;
@@ -343,9 +355,9 @@ impl Txn<'_> {
             left -= 1;
         }
         let Some(at) = deleting.filter(|_| left > 0) else { return Ok(()) };
-        let snapshots = self.state.volumes.get(&vol).map(|v| &v.snapshots);
-        let previous = snapshots.and_then(|s| s.range(..at).next_back()).map_or(Lsn::ZERO, |(p, _)| *p);
-        let next = snapshots.and_then(|s| s.range(at.next()..).next()).map_or(Lsn::MAX, |(n, _)| *n);
+        let points = self.state.volumes.get(&vol).map(|v| &v.points);
+        let previous = points.and_then(|s| s.range(..at).next_back()).map_or(Lsn::ZERO, |(p, _)| *p);
+        let next = points.and_then(|s| s.range(at.next()..).next()).map_or(Lsn::MAX, |(n, _)| *n);
         let found = self.index.ended_between(vol, (previous, at), (at, next), left)?;
         for (first, end, head, bytes) in &found {
             self.delete_ended(vol, *first, *end, head)?;
@@ -358,7 +370,7 @@ impl Txn<'_> {
         if found.len() < left {
             self.delete_row(&meta::snapshot(vol, at));
             if let Some(volume) = self.state.volume_mut(vol) {
-                volume.snapshots.remove(&at);
+                volume.points.remove(&at);
             }
         }
         Ok(())
@@ -384,14 +396,14 @@ impl Txn<'_> {
         // No point of a deleted volume needs what is ended now, so it is freed at once.
         if let Some(volume) = self.state.volume_mut(vol) {
             volume.floor = Lsn::MAX;
-            volume.snapshots.values_mut().for_each(|s| s.deleting = true);
+            volume.points.values_mut().for_each(|s| s.deleting = true);
         }
         for key in self.index.keys_with(HEADS, &prefix, left)? {
             left -= 1;
             self.delete(&key, self.lsn)?;
         }
         if left > 0 {
-            for kind in [meta::SNAPSHOT, meta::ORPHAN, meta::REAP, meta::PENDING] {
+            for kind in [meta::SNAPSHOT, meta::POLICY, meta::ORPHAN, meta::REAP, meta::PENDING] {
                 for key in self.index.keys_with("default", &meta::of_volume(kind, vol), usize::MAX)? {
                     self.delete_row(&key);
                 }

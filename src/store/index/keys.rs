@@ -190,6 +190,8 @@ pub mod meta {
     pub const PACK: u8 = b'k';
     /// First byte of rows of packs that may be deleted: `'d' ‖ pack 8`.
     pub const RETIRED: u8 = b'd';
+    /// First byte of policy rows: `'y' ‖ vol 4`.
+    pub const POLICY: u8 = b'y';
     /// First byte of time marks: `'t' ‖ centiseconds since the epoch, sign bit flipped, 8`.
     pub const TIME: u8 = b't';
 
@@ -211,6 +213,11 @@ pub mod meta {
     /// Key of a snapshot row.
     pub fn snapshot(vol: VolumeId, at: Lsn) -> Vec<u8> {
         row(SNAPSHOT, vol, &[at.0])
+    }
+
+    /// Key of a volume's policy.
+    pub fn policy(vol: VolumeId) -> Vec<u8> {
+        row(POLICY, vol, &[])
     }
 
     /// Key of an orphan row.

@@ -26,6 +26,7 @@ use rocksdb::{
 };
 
 use crate::store::keys::Sealer;
+use crate::store::model::Policy;
 use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, PackId, Result};
@@ -232,7 +233,17 @@ impl Index {
             let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
             let snapshot = Snapshot::decode(&row).map_err(|e| damaged(key, e))?;
             if let Some(volume) = state.volumes.get_mut(&vol) {
-                volume.snapshots.insert(Lsn(at), snapshot);
+                volume.points.insert(Lsn(at), snapshot);
+            }
+            Ok(true)
+        })?;
+        self.rows(&[meta::POLICY], |key, value| {
+            let (vol, []) = meta::split::<0>(key).ok_or_else(|| damaged(key, "bad key"))?;
+            let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
+            if let Some(volume) = state.volumes.get_mut(&vol) {
+                let mut d = crate::types::wire::Decoder::new(&row);
+                volume.policy =
+                    Policy::decode(&mut d).and_then(|p| d.end().map(|()| p)).map_err(|e| damaged(key, e))?;
             }
             Ok(true)
         })?;

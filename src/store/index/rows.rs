@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::store::chunks::pack::Location;
-use crate::store::model::SnapshotSpec;
+use crate::store::model::{Policy, SnapshotKind, SnapshotSpec};
 use crate::types::limits::SNAPSHOT_NAME_BYTES_MAX;
 use crate::types::wire::{Decoder, Encoder, WireError};
 use crate::types::{Lsn, PackId, Term, Timestamp, VolumeId};
@@ -81,12 +81,14 @@ pub struct Snapshot {
     pub time: Timestamp,
     /// Whether it was deleted and what only it needed is being forgotten.
     pub deleting: bool,
+    /// Inodes from this number on were made later.
+    pub next_ino: u64,
 }
 
 impl Snapshot {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut e = Encoder::new();
-        e.i64(self.time.secs).u32(self.time.nanos).u8(u8::from(self.deleting));
+        e.i64(self.time.secs).u32(self.time.nanos).u8(u8::from(self.deleting)).u64(self.next_ino);
         self.spec.encode(&mut e);
         e.finish()
     }
@@ -95,9 +97,15 @@ impl Snapshot {
         let mut d = Decoder::new(bytes);
         let time = Timestamp { secs: d.i64()?, nanos: d.u32()? };
         let deleting = d.u8()? != 0;
+        let next_ino = d.u64()?;
         let spec = SnapshotSpec::decode(&mut d)?;
         d.end()?;
-        Ok(Snapshot { spec, time, deleting })
+        Ok(Snapshot { spec, time, deleting, next_ino })
+    }
+
+    /// Whether it has no name and belongs to the continuous window.
+    pub fn is_mark(&self) -> bool {
+        self.spec.kind == SnapshotKind::Mark
     }
 }
 
@@ -122,8 +130,10 @@ pub struct Volume {
     pub history_bytes: u64,
     /// Inodes that are alive.
     pub inodes: u64,
-    /// Snapshots by LSN, those being deleted included. In rows of their own.
-    pub snapshots: BTreeMap<Lsn, Snapshot>,
+    /// Snapshots and marks by LSN, those being deleted included. In rows of their own.
+    pub points: BTreeMap<Lsn, Snapshot>,
+    /// What it does by itself. In a row of its own.
+    pub policy: Policy,
 }
 
 impl Volume {
@@ -139,7 +149,8 @@ impl Volume {
             live_bytes: 0,
             history_bytes: 0,
             inodes: 0,
-            snapshots: BTreeMap::new(),
+            points: BTreeMap::new(),
+            policy: Policy::default(),
         }
     }
 
@@ -167,21 +178,32 @@ impl Volume {
         Ok(volume)
     }
 
-    /// The first snapshot, not being deleted, within `since..end`; 0 when only the window needs the
-    /// interval; `None` when nothing does.
+    /// The first point, not being deleted, within `since..end`; 0 when only the window needs the interval; `None`
+    /// when nothing does.
     pub fn first_point(&self, since: Lsn, end: Lsn) -> Option<Lsn> {
-        let snapshot = self.snapshots.range(since..end).find(|(_, s)| !s.deleting).map(|(at, _)| *at);
-        snapshot.or_else(|| (end > self.floor).then_some(Lsn::ZERO))
+        let point = self.points.range(since..end).find(|(_, s)| !s.deleting).map(|(at, _)| *at);
+        point.or_else(|| (end > self.floor).then_some(Lsn::ZERO))
     }
 
     /// Whether the state after record `at` can still be read in full.
     pub fn is_readable(&self, at: Lsn) -> bool {
-        at >= self.created && (at >= self.floor || self.snapshots.get(&at).is_some_and(|s| !s.deleting))
+        at >= self.created && (at >= self.floor || self.points.get(&at).is_some_and(|s| !s.deleting))
     }
 
-    /// Names of the snapshots that can be read.
+    /// The snapshots that can be read, oldest first.
+    pub fn snapshots(&self) -> impl DoubleEndedIterator<Item = (Lsn, &Snapshot)> {
+        self.snapshots_behind(Lsn::ZERO)
+    }
+
+    /// Those made after the record `after`.
+    pub fn snapshots_behind(&self, after: Lsn) -> impl DoubleEndedIterator<Item = (Lsn, &Snapshot)> {
+        let behind = self.points.range(after.next()..);
+        behind.filter(|(_, s)| !s.deleting && !s.is_mark()).map(|(at, s)| (*at, s))
+    }
+
+    /// The snapshot of that name.
     pub fn snapshot_named(&self, name: &str) -> Option<(Lsn, &Snapshot)> {
-        self.snapshots.iter().find(|(_, s)| !s.deleting && s.spec.name == name).map(|(at, s)| (*at, s))
+        self.snapshots().find(|(_, s)| s.spec.name == name)
     }
 }
 
@@ -267,8 +289,9 @@ mod tests {
         let mut v = Volume::new("v".into(), Lsn(1));
         v.floor = Lsn(floor);
         for (at, deleting) in points {
-            let spec = SnapshotSpec { name: at.to_string(), view: 1, tags: vec![], hold: false };
-            v.snapshots.insert(Lsn(*at), Snapshot { spec, time: Timestamp::default(), deleting: *deleting });
+            let spec = SnapshotSpec { name: at.to_string(), view: 1, ..SnapshotSpec::default() };
+            let point = Snapshot { spec, time: Timestamp::default(), deleting: *deleting, next_ino: 2 };
+            v.points.insert(Lsn(*at), point);
         }
         v
     }

@@ -129,8 +129,8 @@ impl Index {
         let (previous, next) = {
             let state = self.state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(0) };
-            let previous = volume.snapshots.range(..at).next_back().map_or(Lsn::ZERO, |(p, _)| *p);
-            let next = volume.snapshots.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
+            let previous = volume.points.range(..at).next_back().map_or(Lsn::ZERO, |(p, _)| *p);
+            let next = volume.points.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
             (previous, next)
         };
         let mut total = 0u64;
@@ -146,7 +146,7 @@ impl Index {
         let (floor, deleting) = {
             let state = self.state();
             let Some(volume) = state.volumes.get(&vol).filter(|v| !v.deleted) else { return Ok(false) };
-            (volume.floor, volume.snapshots.values().any(|s| s.deleting))
+            (volume.floor, volume.points.values().any(|s| s.deleting))
         };
         Ok(deleting || !self.ended_until(vol, Lsn::ZERO, floor, 1)?.is_empty())
     }

@@ -65,8 +65,13 @@ pub struct Attrs {
     pub rdev: u32,
     /// The term in which the inode was created: the FUSE generation.
     pub generation: u64,
-    /// Of a directory, its parent (of the root, itself).
+    /// The directory of its name (of the root, itself). Of a file with several names: of the one given last; 0
+    /// when that one was removed.
     pub parent: Ino,
+    /// The keyed hash of that name; zeros for the root, and where `parent` is 0.
+    pub name: [u8; 16],
+    /// Who last changed the content: a user id.
+    pub author: u32,
     /// Of a directory, the number of its entries.
     pub entries: u64,
     /// The number of its extended attributes; 0 spares every look-up.
@@ -127,6 +132,13 @@ pub(super) fn get_block(d: &mut Decoder<'_>) -> Result<u64, WireError> {
 }
 
 impl Attrs {
+    /// Notes that the name with that hash in `parent` was removed, and that others may be left.
+    pub fn unname(&mut self, parent: Ino, hash: &[u8; 16]) {
+        if self.nlink > 0 && (self.parent, &self.name) == (parent, hash) {
+            (self.parent, self.name) = (Ino(0), [0; 16]);
+        }
+    }
+
     /// Appends the public fields.
     pub(super) fn encode_public(&self, e: &mut Encoder) {
         e.u8(self.kind as u8).u16(self.mode).u32(self.uid).u32(self.gid).u32(self.nlink);
@@ -134,7 +146,7 @@ impl Attrs {
         for t in [self.atime, self.mtime, self.ctime, self.btime] {
             put_time(e, t);
         }
-        e.u32(self.rdev).varint(self.generation).varint(self.parent.0);
+        e.u32(self.rdev).varint(self.generation).varint(self.parent.0).raw(&self.name).u32(self.author);
         e.varint(self.entries).varint(u64::from(self.xattrs));
     }
 
@@ -154,6 +166,8 @@ impl Attrs {
             rdev: d.u32()?,
             generation: d.varint()?,
             parent: get_ino(d)?,
+            name: d.array()?,
+            author: d.u32()?,
             entries: d.number(INO_MAX, "entry count")?,
             xattrs: d.number(XATTR_LIST_BYTES_MAX as u64, "xattr count")? as u32,
             target: Vec::new(),

@@ -4,12 +4,16 @@
 //! targets, extended attributes, inline bytes), which the index seals.
 
 mod inode;
+mod policy;
 mod recipe;
 mod record;
+mod snapshot;
 
 pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
+pub use policy::{ImmutableStep, Policy, Retention, Share};
 pub use recipe::{Piece, Recipe, Source};
-pub use record::{Edit, Record, RequestId, SnapshotSpec};
+pub use record::{Edit, Record, RequestId};
+pub use snapshot::{SnapshotKind, SnapshotSpec};
 
 use crate::types::wire::WireError;
 

@@ -2,8 +2,9 @@
 //! tree everywhere; nothing here is evaluated against anything but the index itself.
 
 use super::inode::{get_block, get_ino};
-use super::{Attrs, Dirent, Piece, Recipe, Xattr};
-use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX};
+use super::snapshot::{get_bool, get_text};
+use super::{Attrs, Dirent, Piece, Policy, Recipe, SnapshotSpec, Xattr};
+use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX};
 use crate::types::wire::{Decoder, Encoder, WireError};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 
@@ -14,19 +15,6 @@ pub struct RequestId {
     pub connection: u64,
     /// The kernel's request number, without the resend bit.
     pub unique: u64,
-}
-
-/// What a snapshot is called and carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotSpec {
-    /// Its name.
-    pub name: String,
-    /// The number of its view in FUSE node ids.
-    pub view: u32,
-    /// Tags in the order given.
-    pub tags: Vec<(String, String)>,
-    /// Whether only `snapshot release` lets it be deleted.
-    pub hold: bool,
 }
 
 /// One effect.
@@ -155,7 +143,7 @@ pub enum Edit {
         /// Its new representation.
         recipe: Recipe,
     },
-    /// Makes this record's LSN a point.
+    /// Makes this record's LSN a point: a snapshot or a mark.
     SnapshotCreate {
         /// The volume.
         vol: VolumeId,
@@ -207,6 +195,13 @@ pub enum Edit {
         /// The volume.
         vol: VolumeId,
     },
+    /// Sets a volume's policy.
+    PolicySet {
+        /// The volume.
+        vol: VolumeId,
+        /// All of it.
+        policy: Box<Policy>,
+    },
     /// A new reign begins.
     Term,
 }
@@ -249,6 +244,7 @@ tags!(
     VOLUME_DELETE = 19,
     VOLUME_SWEEP = 20,
     TERM = 21,
+    POLICY_SET = 22,
 );
 
 fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
@@ -257,40 +253,6 @@ fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
 
 fn get_vol(d: &mut Decoder<'_>) -> Result<VolumeId, WireError> {
     u32::try_from(d.varint()?).map(VolumeId).map_err(|_| WireError::Bad("volume"))
-}
-
-fn get_bool(d: &mut Decoder<'_>) -> Result<bool, WireError> {
-    match d.u8()? {
-        0 => Ok(false),
-        1 => Ok(true),
-        _ => Err(WireError::Bad("flag")),
-    }
-}
-
-fn get_text(d: &mut Decoder<'_>, max: usize) -> Result<String, WireError> {
-    let bytes = d.bytes(max, "text")?;
-    String::from_utf8(bytes.to_vec()).map_err(|_| WireError::Bad("text"))
-}
-
-impl SnapshotSpec {
-    pub(in crate::store) fn encode(&self, e: &mut Encoder) {
-        e.bytes(self.name.as_bytes()).u32(self.view).u8(u8::from(self.hold));
-        e.varint(self.tags.len() as u64);
-        for (k, v) in &self.tags {
-            e.bytes(k.as_bytes()).bytes(v.as_bytes());
-        }
-    }
-
-    pub(in crate::store) fn decode(d: &mut Decoder<'_>) -> Result<SnapshotSpec, WireError> {
-        let name = get_text(d, SNAPSHOT_NAME_BYTES_MAX)?;
-        let view = d.u32()?;
-        let hold = get_bool(d)?;
-        let count = d.count(TAGS_MAX, "tag count")?;
-        let tags = (0..count)
-            .map(|_| Ok((get_text(d, TAG_BYTES_MAX)?, get_text(d, TAG_BYTES_MAX)?)))
-            .collect::<Result<_, WireError>>()?;
-        Ok(SnapshotSpec { name, view, tags, hold })
-    }
 }
 
 impl Edit {
@@ -313,6 +275,7 @@ impl Edit {
             | SnapshotDelete { vol, .. }
             | SnapshotHold { vol, .. }
             | Window { vol, .. }
+            | PolicySet { vol, .. }
             | Forget { vol } => Some(*vol),
             Reap { .. } | Rebind { .. } => None,
             VolumeCreate { .. } | VolumeDelete { .. } | VolumeSweep { .. } | Term => None,
@@ -380,6 +343,7 @@ impl Edit {
             VolumeSweep { vol } => {
                 head(e, VOLUME_SWEEP, *vol);
             }
+            PolicySet { vol, policy } => policy.encode(head(e, POLICY_SET, *vol)),
             Term => {
                 e.u8(TERM);
             }
@@ -398,6 +362,7 @@ impl Edit {
             SNAPSHOT_HOLD => Ok(Edit::SnapshotHold { vol, at: Lsn(d.varint()?), hold: get_bool(d)? }),
             WINDOW => Ok(Edit::Window { vol, floor: Lsn(d.varint()?) }),
             FORGET => Ok(Edit::Forget { vol }),
+            POLICY_SET => Ok(Edit::PolicySet { vol, policy: Box::new(Policy::decode(d)?) }),
             VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),
             VOLUME_DELETE => Ok(Edit::VolumeDelete { vol }),
             VOLUME_SWEEP => Ok(Edit::VolumeSweep { vol }),

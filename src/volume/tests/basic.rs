@@ -64,7 +64,7 @@ fn a_snapshot_keeps_what_was_and_forgetting_it_frees_it() {
     bench.fsck();
     let state = bench.store().index().state();
     let volume = state.volumes.get(&bench.main().id()).unwrap();
-    assert_eq!((volume.live_bytes, volume.history_bytes, volume.snapshots.len()), (0, 0, 0));
+    assert_eq!((volume.live_bytes, volume.history_bytes, volume.points.len()), (0, 0, 0));
     assert!(state.packs.values().all(|p| p.live_bytes == 0));
 }
 

@@ -114,7 +114,7 @@ impl Patient {
             }
             Step::Write(n, len) if self.now(n).is_some() => {
                 let data = noise(self.made, len);
-                main.write(self.ino(n)?, 0, &data, false)?;
+                main.write(self.ino(n)?, 0, &data, Writer::ROOT)?;
                 let mut content = self.now(n).unwrap_or_default();
                 content.resize(content.len().max(len), 0);
                 content[..len].copy_from_slice(&data);

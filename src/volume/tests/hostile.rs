@@ -88,11 +88,11 @@ fn edit() -> impl Strategy<Value = Edit> {
     ];
     let others = prop_oneof![
         (vol(), any::<u32>(), any::<bool>()).prop_map(|(vol, view, hold)| {
-            let spec = SnapshotSpec { name: "s".into(), view, tags: vec![], hold };
+            let spec = SnapshotSpec { name: "s".into(), view, hold, ..SnapshotSpec::default() };
             Edit::SnapshotCreate { vol, spec }
         }),
         (vol(), any::<bool>()).prop_map(|(vol, hold)| {
-            let spec = SnapshotSpec { name: "m".into(), view: u32::MAX, tags: vec![], hold };
+            let spec = SnapshotSpec { name: "m".into(), view: u32::MAX, hold, ..SnapshotSpec::default() };
             Edit::SnapshotCreate { vol, spec }
         }),
         (vol(), lsn()).prop_map(|(vol, at)| Edit::SnapshotDelete { vol, at }),
@@ -133,10 +133,10 @@ fn look_around(bench: &Bench) {
         let _ = volume.snapshot_of_view(ino.0 as u32);
         let _ = volume.make(ino, b"new", node(FileKind::Dir), None);
         let _ = volume.setxattr(ino, b"user.x", b"y", XattrMode::Set, None);
-        let _ = volume.write(ino, 3, b"abc", true);
+        let _ = volume.write(ino, 3, b"abc", Writer::ROOT);
         let _ = volume.fsync(ino);
         let _ = volume.setattr(ino, &SetAttr { size: Some(1), ..SetAttr::default() }, None);
-        let _ = volume.allocate(ino, 0, 1 << 40, Allocate::Punch, false, None);
+        let _ = volume.allocate(ino, 0, 1 << 40, Allocate::Punch, Writer::ROOT, None);
         let _ = volume.rename((Ino::ROOT, b"new"), (ino, b"other"), RenameMode::Replace, None);
         let _ = volume.remove_orphan(ino);
     }

@@ -187,7 +187,7 @@ impl Bench {
     }
 
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8]) {
-        self.main().write(ino, offset, data, false).unwrap();
+        self.main().write(ino, offset, data, Writer::ROOT).unwrap();
     }
 
     pub fn read(&self, at: Option<Lsn>, ino: Ino) -> Vec<u8> {

@@ -23,7 +23,7 @@ impl Run {
     fn fingerprint(&self) -> Fingerprint {
         let state = self.bench.store().index().state();
         let v = state.volumes.get(&self.bench.main().id()).unwrap();
-        let volume = (v.live_bytes, v.history_bytes, v.inodes, v.floor, v.snapshots.len());
+        let volume = (v.live_bytes, v.history_bytes, v.inodes, v.floor, v.points.len());
         Fingerprint { applied: state.applied, digest: state.digest, volume }
     }
 
@@ -135,7 +135,7 @@ impl Run {
             name: Some(name.clone()),
             hold,
             tags: vec![("k".into(), "v".into())],
-            request: None,
+            ..SnapshotCreate::default()
         };
         let row =
             self.bench.volumes().snapshot(&[self.bench.main().id()], &create).map_err(|e| e.to_string())?;
@@ -265,7 +265,7 @@ impl Run {
             .unwrap();
         let state = index.state();
         let v = state.volumes.get(&self.bench.main().id()).unwrap();
-        let left = (heads, history, named, v.live_bytes, v.history_bytes, v.inodes, v.snapshots.len());
+        let left = (heads, history, named, v.live_bytes, v.history_bytes, v.inodes, v.points.len());
         if left == (1, 0, 0, 0, 0, 1, 0) { Ok(()) } else { Err(format!("left over: {left:?}")) }
     }
 }

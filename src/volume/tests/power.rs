@@ -42,7 +42,7 @@ fn work(bench: &Bench, chance: &mut Chance, from: u64, count: u64) -> (u64, u64)
         let name = format!("f{i}");
         let step = || -> FsResult<()> {
             let ino = main.make(Ino::ROOT, name.as_bytes(), node(FileKind::File), None)?.ino;
-            main.write(ino, 0, &content(i), false)?;
+            main.write(ino, 0, &content(i), Writer::ROOT)?;
             main.commit_file(ino)
         };
         if step().is_err() {

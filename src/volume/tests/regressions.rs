@@ -140,13 +140,13 @@ fn bytes_written_and_synced_one_by_one_do_not_pile_up() {
     assert!(most_pieces(&bench, file) <= 1024, "{}", most_pieces(&bench, file));
     let at = bench.snapshot("s");
     for i in (0..=6000).step_by(5) {
-        bench.main().allocate(file, i, 1, Allocate::Punch, false, None).unwrap();
+        bench.main().allocate(file, i, 1, Allocate::Punch, Writer::ROOT, None).unwrap();
         expected[i as usize] = 0;
     }
     let copy = bench.file(Ino::ROOT, "copy");
     let source = |offset| CopySource { at: None, ino: file, offset };
     for i in (0..=6000).step_by(3) {
-        bench.main().copy_range(source(i), copy, i, 1, false).unwrap();
+        bench.main().copy_range(source(i), copy, i, 1, Writer::ROOT).unwrap();
     }
     assert!(most_pieces(&bench, copy) <= 1024);
     bench.fsck();
@@ -186,7 +186,7 @@ fn copying_much_inline_data_takes_several_records() {
     }
     let copy = bench.file(Ino::ROOT, "copy");
     let source = CopySource { at: None, ino: file, offset: 0 };
-    assert_eq!(bench.main().copy_range(source, copy, 5, len, false).unwrap(), len);
+    assert_eq!(bench.main().copy_range(source, copy, 5, len, Writer::ROOT).unwrap(), len);
     let read = |ino, at| bench.main().read(None, ino, at, len as usize).unwrap();
     assert!(read(copy, 5) == read(file, 0));
 }
@@ -305,20 +305,20 @@ fn a_deleted_volume_cannot_be_changed_by_those_who_have_it_open() {
     let other = bench.volumes().open("other").unwrap();
     let make = |name: &[u8]| other.make(Ino::ROOT, name, node(FileKind::File), None);
     let file = make(b"f").unwrap().ino;
-    other.write(file, 0, &noise(1, 100_000), false).unwrap();
+    other.write(file, 0, &noise(1, 100_000), Writer::ROOT).unwrap();
     other.fsync(file).unwrap();
     let large = SetAttr { size: Some(1 << 30), ..SetAttr::default() };
     other.setattr(file, &large, None).unwrap();
-    other.write(file, 1 << 29, b"x", false).unwrap();
+    other.write(file, 1 << 29, b"x", Writer::ROOT).unwrap();
     let create = SnapshotCreate { name: Some("s".into()), ..SnapshotCreate::default() };
     bench.volumes().snapshot(&[other.id()], &create).unwrap();
     other.setattr(file, &SetAttr { size: Some(5), ..SetAttr::default() }, None).unwrap();
-    other.write(file, 0, b"dirty", false).unwrap();
+    other.write(file, 0, b"dirty", Writer::ROOT).unwrap();
     bench.volumes().delete("other").unwrap();
     assert!(matches!(make(b"g"), Err(FsError::NotFound)));
     bench.volumes().sync().unwrap();
     bench.care();
-    assert!(make(b"h").is_err() && other.write(file, 0, b"more", false).is_err());
+    assert!(make(b"h").is_err() && other.write(file, 0, b"more", Writer::ROOT).is_err());
     bench.volumes().sync().unwrap();
     let mut rows = 0;
     bench

@@ -298,7 +298,7 @@ impl Run {
     fn write(&mut self, file: u8, offset: u64, len: u32, seed: u8) -> Outcome {
         let Some(ino) = pick(&self.files(), file) else { return Ok(()) };
         let data = content(seed, len);
-        agree("write", self.volume().write(ino, offset, &data, false), Ok(()))?;
+        agree("write", self.volume().write(ino, offset, &data, Writer::ROOT), Ok(()))?;
         let (now, before) = (self.now(), self.model.get(ino).clone());
         self.doubtful.entry(ino).or_default().push(before);
         let node = self.model.node(ino);
@@ -333,7 +333,7 @@ impl Run {
             2 | 3 => Allocate::Punch,
             _ => Allocate::Zero { keep_size },
         };
-        agree("allocate", self.volume().allocate(ino, offset, len, how, false, None), Ok(()))?;
+        agree("allocate", self.volume().allocate(ino, offset, len, how, Writer::ROOT, None), Ok(()))?;
         self.doubtful.remove(&ino);
         let (now, node) = (self.now(), self.model.node(ino));
         let end = offset + len;
@@ -362,7 +362,7 @@ impl Run {
         let same = point.is_none() && from == to;
         let overlap = same && at < offset + len && offset < at + len;
         let source = CopySource { at: point, ino: from, offset: at };
-        let found = self.volume().copy_range(source, to, offset, len, false);
+        let found = self.volume().copy_range(source, to, offset, len, Writer::ROOT);
         let copied = agree("copy", found, if overlap { Err("invalid") } else { Ok(()) })?;
         // It is committed before the ranges are looked at.
         if point.is_none() {

@@ -76,7 +76,7 @@ impl<'a> Own<'a> {
         match self.random.below(13) {
             0..=2 => {
                 let data = noise(seed, len as usize);
-                main.write(ino, offset, &data, false).unwrap();
+                main.write(ino, offset, &data, Writer::ROOT).unwrap();
                 self.files[i].1.write(offset, &data);
             }
             3 => {
@@ -85,7 +85,7 @@ impl<'a> Own<'a> {
                 self.files[i].1.resize(offset);
             }
             4 => {
-                main.allocate(ino, offset, len, Allocate::Punch, false, None).unwrap();
+                main.allocate(ino, offset, len, Allocate::Punch, Writer::ROOT, None).unwrap();
                 let end = (offset + len).min(self.files[i].1.size);
                 self.files[i].1.clear(offset, end);
             }
@@ -93,14 +93,17 @@ impl<'a> Own<'a> {
                 let from = &self.files[(i + 1) % self.files.len()];
                 let (source, data) = (from.0, from.1.read(offset / 2, len as usize));
                 let source = CopySource { at: None, ino: source, offset: offset / 2 };
-                assert_eq!(main.copy_range(source, ino, offset, len, false).unwrap(), data.len() as u64);
+                assert_eq!(
+                    main.copy_range(source, ino, offset, len, Writer::ROOT).unwrap(),
+                    data.len() as u64
+                );
                 self.files[i].1.write(offset, &data);
             }
             6 => main.fsync(ino).unwrap(),
             7 | 8 => {
                 let at = offset % (STRIPE - len);
                 let data = noise(seed, len as usize);
-                main.write(self.shared, self.number * STRIPE + at, &data, false).unwrap();
+                main.write(self.shared, self.number * STRIPE + at, &data, Writer::ROOT).unwrap();
                 self.stripe.write(at, &data);
             }
             9 => self.replace(),
@@ -130,7 +133,7 @@ impl<'a> Own<'a> {
         self.generation += 1;
         let main = self.bench.main();
         let made = self.bench.file(self.dir, "new");
-        main.write(made, 0, &generation_bytes(self.generation), false).unwrap();
+        main.write(made, 0, &generation_bytes(self.generation), Writer::ROOT).unwrap();
         let gone =
             main.rename((self.dir, b"new"), (self.dir, b"current"), RenameMode::Replace, None).unwrap();
         if let Some(gone) = gone {

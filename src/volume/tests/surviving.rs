@@ -49,7 +49,7 @@ fn a_record_that_was_noted_and_never_came_takes_nothing_with_it() {
         bench.drop_all();
         let (volumes, main) = serve(&bench);
         let made = main.make(Ino::ROOT, b"f", node(FileKind::File), None).unwrap();
-        main.write(made.ino, 0, &noise(1, 9000), false).unwrap();
+        main.write(made.ino, 0, &noise(1, 9000), Writer::ROOT).unwrap();
         let next = volumes.store().last().next();
         kill_behind_note(volumes, main, next);
         for _ in 0..servers_between {
@@ -71,7 +71,7 @@ fn what_a_server_could_not_commit_is_there_for_the_next() {
     bench.drop_all();
     let (volumes, main) = serve(&bench);
     let made = main.make(Ino::ROOT, b"f", node(FileKind::File), None).unwrap();
-    main.write(made.ino, 0, &noise(1, 200_000), false).unwrap();
+    main.write(made.ino, 0, &noise(1, 200_000), Writer::ROOT).unwrap();
     drop((main, volumes));
     // This one finds the disk failing when it looks at what is left.
     let store = Store::open(&bench.root(), bench.options(), &mut |_, _| {}).unwrap();

@@ -126,7 +126,7 @@ fn go_on(bench: &mut Bench, disk: &FaultyDisk) -> Result<(), String> {
     let (name, bytes) = (b"after the cut", noise(disk.ops(), 90_000));
     let work = |bench: &Bench| -> FsResult<Ino> {
         let ino = bench.main().make(Ino::ROOT, name, node(FileKind::File), None)?.ino;
-        bench.main().write(ino, 0, &bytes, false)?;
+        bench.main().write(ino, 0, &bytes, Writer::ROOT)?;
         bench.main().fsync(ino)?;
         Ok(ino)
     };
