@@ -194,6 +194,8 @@ def repository(root):
 
     os.makedirs(root)
     git("init", "--quiet")
+    # In the background it would lock HEAD while the next commit wants to.
+    git("config", "gc.autoDetach", "false")
     rng = random.Random(2)
 
     def step(n):
