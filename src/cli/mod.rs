@@ -7,6 +7,7 @@ mod gc;
 mod key;
 mod mount;
 mod output;
+mod policy;
 mod progress;
 mod resolve;
 mod snapshot;
@@ -48,6 +49,8 @@ enum Command {
     Volume(volume::Volume),
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    #[command(subcommand)]
+    Policy(policy::Policy),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -124,6 +127,7 @@ impl Command {
             Command::Umount(command) => command.run(),
             Command::Volume(command) => command.run(),
             Command::Snapshot(command) => command.run(),
+            Command::Policy(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -191,6 +195,8 @@ mod tests {
             "snapshot delete P A B --dry-run",
             "snapshot hold P N",
             "snapshot release P N",
+            "policy show P --json",
+            "policy set P every=15m on-close=* --dry-run",
             "status",
             "status P --check --json",
             "fsck S --json",
@@ -224,7 +230,8 @@ mod tests {
             "log F",
             "restore P --at @1m",
             "purge P",
-            "policy show P",
+            "policy P",
+            "policy set P",
             "pair create P",
             "replicate status P",
             "promote P",

@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use clap::Args;
 use nix::libc;
 use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 
@@ -235,4 +236,24 @@ pub(super) fn sync_mounts<'a>(paths: impl IntoIterator<Item = &'a Path>) -> Resu
         synced.push(device);
     }
     Ok(())
+}
+
+/// Which volume a command is about.
+#[derive(Debug, Args)]
+pub(super) struct Where {
+    /// A path inside a mount, or a store directory.
+    pub(super) path: PathBuf,
+    /// The volume, when it is not the one that PATH lies in [default with a store directory: main].
+    #[arg(long)]
+    volume: Option<String>,
+    /// The key file, if it is not in its default place and no server runs.
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+}
+
+impl Where {
+    /// The volume and who answers for it.
+    pub(super) fn resolve(&self) -> Result<Resolved, ControlError> {
+        path(&self.path, self.volume.as_deref(), self.key_file.as_deref())
+    }
 }

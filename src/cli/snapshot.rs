@@ -1,12 +1,11 @@
 //! `snapshot …`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 
-use super::resolve::Resolved;
 use super::volume::name;
 use super::{Outcome, output, resolve, unexpected};
 use crate::daemon::protocol::{
@@ -34,27 +33,9 @@ pub(super) enum Snapshot {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Where {
-    /// A path inside a mount, or a store directory.
-    path: PathBuf,
-    /// The volume, when it is not the one that PATH lies in [default with a store directory: main].
-    #[arg(long)]
-    volume: Option<String>,
-    /// The key file, if it is not in its default place and no server runs.
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
-}
-
-impl Where {
-    fn resolve(&self) -> Result<Resolved, ControlError> {
-        resolve::path(&self.path, self.volume.as_deref(), self.key_file.as_deref())
-    }
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Create {
     #[command(flatten)]
-    at: Where,
+    at: resolve::Where,
     /// Its name [default: the time].
     #[arg(value_parser = name)]
     name: Option<String>,
@@ -75,7 +56,10 @@ pub(super) struct Create {
 #[derive(Debug, Args)]
 pub(super) struct List {
     #[command(flatten)]
-    at: Where,
+    at: resolve::Where,
+    /// Only those with that tag; may be given more than once.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = tag)]
+    tag: Vec<(String, String)>,
     /// One JSON object per line.
     #[arg(long)]
     json: bool,
@@ -84,7 +68,7 @@ pub(super) struct List {
 #[derive(Debug, Args)]
 pub(super) struct Delete {
     #[command(flatten)]
-    at: Where,
+    at: resolve::Where,
     /// Their names.
     #[arg(required = true, value_name = "NAME", value_parser = name)]
     names: Vec<String>,
@@ -99,7 +83,7 @@ pub(super) struct Delete {
 #[derive(Debug, Args)]
 pub(super) struct Named {
     #[command(flatten)]
-    at: Where,
+    at: resolve::Where,
     /// Its name.
     #[arg(value_parser = name)]
     name: String,
@@ -168,10 +152,13 @@ impl List {
             let last = snapshots.last().map(|snapshot| snapshot.lsn);
             // A server that goes in circles must not make us go with it.
             let more = more && last > after;
+            let tagged =
+                |s: &&SnapshotInfo| self.tag.iter().all(|(key, value)| s.tags.get(key) == Some(value));
+            let mut wanted = snapshots.iter().filter(tagged);
             if self.json {
-                snapshots.iter().try_for_each(output::json)?;
+                wanted.try_for_each(output::json)?;
             } else {
-                all.extend(snapshots.iter().map(row));
+                all.extend(wanted.map(row));
             }
             if !more {
                 break;
@@ -187,13 +174,17 @@ impl List {
 
 fn row(snapshot: &SnapshotInfo) -> [String; 6] {
     let tags: Vec<String> = snapshot.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
-    let hold = if snapshot.hold { "hold" } else { "" };
+    let hold = match (snapshot.hold, snapshot.immutable_until) {
+        (true, _) => "hold".to_owned(),
+        (false, Some(until)) => format!("until {}", rfc3339(until)),
+        (false, None) => String::new(),
+    };
     [
         snapshot.name.clone(),
         rfc3339(snapshot.time),
         snapshot.lsn.to_string(),
         tags.join(","),
-        hold.to_owned(),
+        hold,
         output::bytes(snapshot.bytes_only),
     ]
 }

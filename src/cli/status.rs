@@ -119,8 +119,8 @@ fn screen(report: &StatusReport) -> String {
     let last = report.last_snapshot.as_ref().map(|s| format!(", last {} at {}", s.name, rfc3339(s.time)));
     lines.push(("snapshots", format!("{}{}", report.snapshots, last.unwrap_or_default())));
     if let Some(window) = &report.window {
-        let text =
-            format!("back to {}, every change since {}", rfc3339(window.oldest), rfc3339(window.continuous));
+        let [oldest, minutes, continuous] = [window.oldest, window.minutes, window.continuous].map(rfc3339);
+        let text = format!("back to {oldest}, every minute since {minutes}, every change since {continuous}");
         lines.push(("window", text));
     }
     let [live, history, packs, dead, free] =

@@ -9,14 +9,15 @@ use super::control::{Caller, ControlHandler};
 use super::keys;
 use super::mounts::Mounts;
 use super::protocol::{
-    ControlError, FsckReport, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction, ScrubState,
-    SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target, VolumeInfo,
+    ControlError, FsckReport, Health, MadeBy, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction,
+    ScrubState, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target,
+    VolumeInfo,
 };
 use super::report::GcInfo;
 use super::rights::{READ, WRITE, control_error, volume_for};
 use super::scrub::{self, Scrubber};
 use super::watched::watched;
-use super::{status, upgrade};
+use super::{policy, status, upgrade};
 use crate::store::control::Control;
 use crate::store::model::SnapshotKind;
 use crate::types::Lsn;
@@ -55,11 +56,16 @@ impl Handler {
         self.owner
     }
 
-    fn admin(&self, caller: &Caller, what: &str) -> Result<(), ControlError> {
+    pub(super) fn admin(&self, caller: &Caller, what: &str) -> Result<(), ControlError> {
         if caller.is_root_or(self.owner) { Ok(()) } else { Err(ControlError::denied(what)) }
     }
 
-    fn volume(&self, caller: &Caller, target: &Target, wanted: u16) -> Result<Arc<Volume>, ControlError> {
+    pub(super) fn volume(
+        &self,
+        caller: &Caller,
+        target: &Target,
+        wanted: u16,
+    ) -> Result<Arc<Volume>, ControlError> {
         volume_for(&self.volumes, self.owner, caller, target, wanted)
     }
 
@@ -192,6 +198,11 @@ impl Handler {
             let holder = self.mounts.as_ref().and_then(|mounts| mounts.holder());
             let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some(), holder)?;
             report.counters.dirty_bytes = self.volumes.dirty_bytes();
+            let problems = self.volumes.problems();
+            if !problems.is_empty() && report.health == Health::Ok {
+                report.health = Health::Attention;
+            }
+            report.problems.extend(problems);
             report.read_only |=
                 self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
             reports.push(report);
@@ -241,6 +252,13 @@ fn snapshot_info(volume: &Volume, row: SnapshotRow) -> Result<SnapshotInfo, Cont
         lsn: row.lsn.0,
         tags: row.spec.tags.into_iter().collect::<BTreeMap<_, _>>(),
         hold: row.spec.hold,
+        immutable_until: row.immutable_until,
+        made_by: match row.spec.kind {
+            SnapshotKind::Manual | SnapshotKind::Mark => MadeBy::Request,
+            SnapshotKind::Scheduled => MadeBy::Schedule,
+            SnapshotKind::OnClose => MadeBy::OnClose,
+            SnapshotKind::BeforeRestore => MadeBy::Restore,
+        },
         bytes_only,
     })
 }
@@ -306,6 +324,9 @@ impl ControlHandler for Handler {
                 let what = format!("snapshot {name}");
                 volume.hold_snapshot(&name, hold).map_err(|e| control_error(&what, e))?;
                 Ok(Response::Done {})
+            }
+            Request::Policy { target, settings, dry_run } => {
+                policy::policy(self, caller, &target, &settings, dry_run)
             }
             Request::Status { target } => self.status(caller, &target),
             Request::Fsck {} => {

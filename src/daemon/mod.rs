@@ -12,6 +12,7 @@ pub mod logging;
 pub mod mount_options;
 mod mounts;
 pub mod offline;
+pub mod policy;
 pub mod protocol;
 pub mod registry;
 pub mod report;

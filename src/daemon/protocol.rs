@@ -205,6 +205,15 @@ pub enum Request {
         /// Hold or let go.
         hold: bool,
     },
+    /// Changes a volume's policy; without settings only shows it.
+    Policy {
+        /// Of which volume.
+        target: Target,
+        /// `NAME=VALUE` each.
+        settings: Vec<String>,
+        /// Only says what it would be.
+        dry_run: bool,
+    },
     /// One report per volume that the target means; [`Target::Store`] means all that are mounted, or `main`.
     Status {
         /// About what.

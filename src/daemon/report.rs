@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::care_report::{FsckReport, RepairReport, ScrubState};
+use super::policy::PolicyInfo;
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
 
@@ -49,6 +50,8 @@ pub enum Response {
     },
     /// To `SnapshotDelete`.
     SnapshotsDeleted(SnapshotsDeleted),
+    /// To `Policy`.
+    Policy(PolicyInfo),
     /// To `Status`.
     Status(Vec<StatusReport>),
     /// To `Fsck`.
@@ -98,6 +101,41 @@ pub mod rfc3339 {
     }
 }
 
+/// The same of a moment that may be missing.
+pub mod rfc3339_option {
+    use super::rfc3339;
+    use crate::types::Timestamp;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    struct Moment(#[serde(with = "rfc3339")] Timestamp);
+
+    /// Writes UTC, or null.
+    pub fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
+        time.map(Moment).serialize(to)
+    }
+
+    /// Reads any zone.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+        Ok(Option::<Moment>::deserialize(from)?.map(|moment| moment.0))
+    }
+}
+
+/// Who made a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MadeBy {
+    /// Somebody who asked for it.
+    #[default]
+    Request,
+    /// The schedule.
+    Schedule,
+    /// A rule for completed files.
+    OnClose,
+    /// A restore, of what it replaced.
+    Restore,
+}
+
 /// A volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeInfo {
@@ -126,6 +164,12 @@ pub struct SnapshotInfo {
     pub tags: BTreeMap<String, String>,
     /// Held against deletion.
     pub hold: bool,
+    /// Until when nothing can delete it, by the policy.
+    #[serde(default, with = "rfc3339_option", skip_serializing_if = "Option::is_none")]
+    pub immutable_until: Option<Timestamp>,
+    /// Who made it.
+    #[serde(default)]
+    pub made_by: MadeBy,
     /// Bytes that deleting it alone would free.
     pub bytes_only: u64,
 }
@@ -279,6 +323,11 @@ pub struct WindowReport {
     /// From here on, every record is readable.
     #[serde(with = "rfc3339")]
     pub continuous: Timestamp,
+    /// Since when every minute in which something changed is readable.
+    #[serde(with = "rfc3339")]
+    pub minutes: Timestamp,
+    /// Marks of such minutes.
+    pub marks: u64,
 }
 
 /// What the server did so far, so that costs can be compared without a clock.

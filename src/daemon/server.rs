@@ -390,6 +390,7 @@ fn run(
     });
     let handler = Handler { mounts: Some(server.clone()), ..handler };
     handler.scrubber.watch(volumes.store())?;
+    volumes.start_keeper().map_err(|e| control_error("schedule and retention", e))?;
     let control =
         ControlServer::start(&socket, Arc::new(handler)).map_err(|e| failed("the control socket", e))?;
     let store_path = volumes.store().path().to_owned();

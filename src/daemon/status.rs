@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::policy;
 use super::protocol::{BytesReport, ControlError, CounterReport, Health, LastSnapshot, StatusReport};
 use super::rights::control_error;
 use crate::store::Store;
@@ -70,6 +71,7 @@ pub(super) fn report(
         last_snapshot: snapshots
             .last()
             .map(|row| LastSnapshot { name: row.spec.name.clone(), time: row.time }),
+        window: Some(policy::window(volume).map_err(|e| control_error("policy", e))?),
         bytes: BytesReport { live, history, packs, dead: packs.saturating_sub(packed), free },
         counters: counters(store),
         ..StatusReport::default()

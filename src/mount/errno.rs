@@ -23,7 +23,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::AttributeTooLarge => Errno::ENOSPC,
         FsError::NoSuchOffset => Errno::ENXIO,
         FsError::NoAccess => Errno::EACCES,
-        FsError::NotPermitted(_) => Errno::EPERM,
+        FsError::NotPermitted(_) | FsError::Refused(_) => Errno::EPERM,
         FsError::NotSupported => Errno::EOPNOTSUPP,
         FsError::Held(_) => Errno::EBUSY,
         FsError::Stale => Errno::ESTALE,

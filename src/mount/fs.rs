@@ -353,7 +353,7 @@ impl Filesystem for Adapter {
         req: &Request,
         ino: INodeNo,
         _fh: FileHandle,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         _flush: bool,
         reply: ReplyEmpty,
@@ -362,6 +362,9 @@ impl Filesystem for Adapter {
         reply.ok();
         if let Node::Live(ino) = Node::from_id(ino.0) {
             self.inner.orphans.hint(ino);
+            if flags.acc_mode() != OpenAccMode::O_RDONLY {
+                self.inner.volume.completed(ino);
+            }
         }
     }
 

@@ -29,6 +29,12 @@ struct Moment {
     used: AtomicU64,
 }
 
+struct Snapshot {
+    at: Lsn,
+    /// As of a moment.
+    used: AtomicU64,
+}
+
 #[derive(Default)]
 struct Tables {
     by_text: HashMap<String, Arc<Moment>>,
@@ -40,7 +46,7 @@ struct Tables {
 pub(super) struct Views {
     volume: Arc<Volume>,
     started: Instant,
-    snapshots: Mutex<HashMap<u32, Lsn>>,
+    snapshots: Mutex<HashMap<u32, Snapshot>>,
     moments: Mutex<Tables>,
 }
 
@@ -69,7 +75,8 @@ impl Views {
         let point = Point::from_str(text).map_err(|_| FsError::NotFound)?;
         if let Point::Name(name) = &point {
             let row = self.volume.snapshot_named(name)?;
-            self.snapshots.lock().insert(row.spec.view, row.lsn);
+            self.volume.touch(row.lsn);
+            self.enter(row.spec.view, row.lsn);
             return Ok((row.spec.view, row.lsn));
         }
         let now = self.started.elapsed().as_secs();
@@ -77,11 +84,12 @@ impl Views {
         if let Some(moment) = tables.by_text.get(text) {
             let fresh = now.saturating_sub(moment.used.load(Ordering::Relaxed)) < KEEP_SECS;
             if (fresh || !moment.relative) && self.volume.is_readable(moment.at) {
-                moment.used.store(now, Ordering::Relaxed);
+                self.used(&moment.used, moment.at);
                 return Ok((moment.number, moment.at));
             }
         }
         let at = self.volume.resolve(&point)?;
+        self.volume.touch(at);
         if tables.by_number.len() >= MOMENTS_MAX {
             let old = |m: &Arc<Moment>| now.saturating_sub(m.used.load(Ordering::Relaxed)) >= KEEP_SECS;
             for number in tables.by_number.extract_if(|_, m| old(m)).map(|(number, _)| number) {
@@ -118,18 +126,33 @@ impl Views {
     }
 
     fn snapshot(&self, view: u32) -> FsResult<Lsn> {
-        if let Some(at) = self.snapshots.lock().get(&view) {
-            return Ok(*at);
+        if let Some(snapshot) = self.snapshots.lock().get(&view) {
+            self.used(&snapshot.used, snapshot.at);
+            return Ok(snapshot.at);
         }
         let at = self.volume.snapshot_of_view(view)?.ok_or(FsError::Stale)?;
-        self.snapshots.lock().insert(view, at);
+        self.volume.touch(at);
+        self.enter(view, at);
         Ok(at)
+    }
+
+    fn enter(&self, view: u32, at: Lsn) {
+        let used = AtomicU64::new(self.started.elapsed().as_secs());
+        self.snapshots.lock().insert(view, Snapshot { at, used });
+    }
+
+    /// Notes a use; once a second the volume is told, so that nothing takes the point away meanwhile.
+    fn used(&self, last: &AtomicU64, at: Lsn) {
+        let now = self.started.elapsed().as_secs();
+        if last.swap(now, Ordering::Relaxed) != now {
+            self.volume.touch(at);
+        }
     }
 
     fn moment(&self, view: u32) -> FsResult<Lsn> {
         let tables = self.moments.lock();
         let moment = tables.by_number.get(&view).ok_or(FsError::Stale)?;
-        moment.used.store(self.started.elapsed().as_secs(), Ordering::Relaxed);
+        self.used(&moment.used, moment.at);
         Ok(moment.at)
     }
 }

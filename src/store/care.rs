@@ -1,6 +1,7 @@
 //! What a store does by itself: flushing the index, making checkpoints and letting go of old journal
 //! segments, reaping, forgetting, rebinding. One thread, small steps, each a record or a file operation.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -51,6 +52,8 @@ pub(super) struct CareState {
     /// The last record when a checkpoint was last made for want of room.
     relieved: AtomicU64,
     failure: Mutex<Option<String>>,
+    /// Of each volume the oldest moment that somebody reads just now.
+    in_use: Mutex<HashMap<VolumeId, Lsn>>,
 }
 
 impl CareState {
@@ -70,6 +73,7 @@ impl CareState {
             starving: AtomicBool::new(false),
             relieved: AtomicU64::new(0),
             failure: Mutex::new(None),
+            in_use: Mutex::default(),
         }
     }
 
@@ -307,8 +311,8 @@ impl Store {
     }
 
     fn forget_some(&self, vol: VolumeId) -> Result<bool> {
-        if let Some(floor) = self.due_floor(vol)? {
-            self.commit(vec![Edit::Window { vol, floor }], None)?;
+        if let Some((floor, since)) = self.due_floor(vol)? {
+            self.commit(vec![Edit::Window { vol, floor, since }], None)?;
         }
         for _ in 0..STEPS_PER_ROUND {
             if !self.index.wants_forget(vol)? {
@@ -320,13 +324,28 @@ impl Store {
     }
 
     /// Where the continuous window of `vol` should begin, if moving it would free something.
-    fn due_floor(&self, vol: VolumeId) -> Result<Option<Lsn>> {
+    fn due_floor(&self, vol: VolumeId) -> Result<Option<(Lsn, Timestamp)>> {
         let now = self.clock.now();
-        let window = self.config.window_seconds + WINDOW_STEP_SECS.min(self.config.window_seconds / 10);
+        let (current, continuous) = {
+            let state = self.index.state();
+            let Some(volume) = state.volumes.get(&vol) else { return Ok(None) };
+            (volume.floor, volume.policy.continuous_secs)
+        };
+        let window = self.config.window_seconds.min(continuous);
+        let window = window + WINDOW_STEP_SECS.min(window / 10);
         let from = Timestamp { secs: now.secs.saturating_sub_unsigned(window), nanos: now.nanos };
-        let floor = self.index.lsn_at(from)?;
-        let current = self.index.state().volumes.get(&vol).map_or(Lsn::MAX, |v| v.floor);
-        Ok((floor > current && self.index.window_moves(vol, floor)?).then_some(floor))
+        let in_use = self.care.in_use.lock().get(&vol).copied().unwrap_or(Lsn::MAX);
+        let floor = self.index.lsn_at(from)?.min(in_use);
+        Ok((floor > current && self.index.window_moves(vol, floor)?).then_some((floor, from)))
+    }
+
+    /// Keeps the window of `vol` from moving beyond a moment that somebody reads; `None` lets it move.
+    pub fn hold_window(&self, vol: VolumeId, at: Option<Lsn>) {
+        let mut in_use = self.care.in_use.lock();
+        match at {
+            Some(at) => drop(in_use.insert(vol, at)),
+            None => drop(in_use.remove(&vol)),
+        }
     }
 }
 

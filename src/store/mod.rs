@@ -42,7 +42,7 @@ use parking_lot::Mutex;
 
 use crate::types::error::IoContext;
 use crate::types::wire::Encoder;
-use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, PackId, Result, StoreUuid, Term, VolumeId};
+use crate::types::{Clock, Disk, Error, Lsn, NodeUuid, PackId, Result, Space, StoreUuid, Term, VolumeId};
 use chunks::ChunkStore;
 use config::Config;
 use index::{Index, View};
@@ -272,6 +272,24 @@ impl Store {
     /// Notes something that an operator should know.
     pub fn note_problem(&self, problem: String) {
         self.opening_problems.lock().push(problem);
+    }
+
+    /// Says whether less of the disk is free than is to be: then dead space is given back sooner.
+    pub fn want_room(&self, wanted: bool) {
+        self.room.want(wanted);
+    }
+
+    /// Whether something found no room and there is none yet.
+    pub fn is_full(&self) -> bool {
+        self.room.is_full()
+    }
+
+    /// The size of the filesystem that the store lies on, and what of it is free.
+    ///
+    /// # Errors
+    /// When it cannot be asked.
+    pub fn space(&self) -> Result<Space> {
+        self.disk.space(&self.layout.root).at("measuring the filesystem of", &self.layout.root)
     }
 
     /// Bytes of the journal's files.

@@ -65,6 +65,8 @@ pub(super) struct Room {
     held: AtomicBool,
     /// Whether something found no room, and none was seen since.
     full: AtomicBool,
+    /// Whether less is free than is to be: space is given back sooner.
+    wanted: AtomicBool,
     /// One thread gives up or takes back. Innermost of all locks.
     change: Mutex<()>,
 }
@@ -81,6 +83,7 @@ impl Room {
             bytes: wanted.unwrap_or(0).min(total / RESERVE_PART),
             held: AtomicBool::new(false),
             full: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
             change: Mutex::new(()),
             root: root.to_owned(),
             file: file.to_owned(),
@@ -221,6 +224,16 @@ impl Room {
             self.full.store(true, Ordering::Release);
         }
         result
+    }
+
+    /// Says whether less is free than is to be.
+    pub(super) fn want(&self, wanted: bool) {
+        self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Whether space is to be given back soon.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) || self.is_full()
     }
 
     /// Whether something found no room and there is none yet.

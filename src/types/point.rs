@@ -97,11 +97,18 @@ fn decimal(text: &str) -> Option<u64> {
     if text.bytes().all(|b| b.is_ascii_digit()) { text.parse().ok() } else { None }
 }
 
-/// `90s`, `10m`, `2h`, `3d`. None for other forms and for ages past 2^64 seconds.
-fn parse_age(text: &str) -> Option<Duration> {
-    let (number, unit_secs) = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)]
-        .into_iter()
-        .find_map(|(unit, secs)| Some((text.strip_suffix(unit)?, secs)))?;
+const AGE_UNITS: [(&str, u64); 5] = [("w", 604_800), ("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)];
+
+/// A time span as [`parse_age`] reads it, in the largest unit that it is a whole number of.
+pub fn age_text(secs: u64) -> String {
+    let unit = AGE_UNITS.into_iter().skip(1).find(|(_, unit)| secs.is_multiple_of(*unit));
+    unit.map_or(format!("{secs}s"), |(name, unit)| format!("{}{name}", secs / unit))
+}
+
+/// `90s`, `10m`, `2h`, `3d`, `1w`. None for other forms and for ages past 2^64 seconds.
+pub fn parse_age(text: &str) -> Option<Duration> {
+    let (number, unit_secs) =
+        AGE_UNITS.into_iter().find_map(|(unit, secs)| Some((text.strip_suffix(unit)?, secs)))?;
     decimal(number)?.checked_mul(unit_secs).map(Duration::from_secs)
 }
 
@@ -159,6 +166,11 @@ pub fn default_snapshot_name(time: Timestamp) -> String {
     moment(time).strftime("%Y-%m-%dT%H-%M-%S.%3fZ").to_string()
 }
 
+/// The name of a scheduled snapshot: `auto-`, and its moment to the second.
+pub fn scheduled_snapshot_name(time: Timestamp) -> String {
+    moment(time).strftime("auto-%Y-%m-%dT%H-%M-%SZ").to_string()
+}
+
 fn moment(time: Timestamp) -> jiff::Timestamp {
     let nanos = i32::try_from(time.nanos).unwrap_or(0);
     let edge = if time.secs < 0 { jiff::Timestamp::MIN } else { jiff::Timestamp::MAX };
@@ -184,6 +196,7 @@ mod tests {
         assert_eq!("@10m".parse(), Ok(Point::Ago(Duration::from_secs(600))));
         assert_eq!("@2h".parse(), Ok(Point::Ago(Duration::from_secs(7200))));
         assert_eq!("@3d".parse(), Ok(Point::Ago(Duration::from_secs(259_200))));
+        assert_eq!("@2w".parse(), Ok(Point::Ago(Duration::from_secs(1_209_600))));
         assert_eq!("@lsn:42".parse(), Ok(Point::Lsn(Lsn(42))));
         assert_eq!(time("@1970-01-01T00:00:01.5Z"), Timestamp { secs: 1, nanos: 500_000_000 });
         assert_eq!(time("@1970-01-01T02:00:00+02:00"), Timestamp::default());
@@ -207,7 +220,6 @@ mod tests {
             "@lsn:",
             "@lsn:-1",
             "@lsn:+1",
-            "@5w",
             "@99999999999999999999d",
             "@400000000000000000d",
             "@2026-11-21",

@@ -29,6 +29,9 @@ pub enum FsError {
     /// An argument that makes no sense here.
     #[error("{0}")]
     Invalid(&'static str),
+    /// It makes sense, but is not to be; the text says why.
+    #[error("{0}")]
+    Refused(String),
     /// The file has as many links as it may.
     #[error("too many links")]
     TooManyLinks,

@@ -17,6 +17,8 @@ mod extents;
 mod file;
 mod flush;
 mod namespace;
+pub mod policy;
+mod protect;
 mod range;
 mod rename;
 mod snapshot;
@@ -69,6 +71,8 @@ pub struct Shared {
     /// Whether a write is committed before it is answered, if the arena does not outlive the server.
     commits_first: bool,
     wake: Arc<flush::Wake>,
+    readers: policy::keeper::Readers,
+    keeping: policy::keeper::Keeping,
     /// One snapshot or volume change at a time; taken before every other lock.
     admin: Mutex<()>,
     /// Read: an operation that changes something. Written: a barrier.
@@ -83,6 +87,7 @@ pub struct Volumes {
     /// Dropped before the store: they end with it.
     _flusher: Flusher,
     care: Mutex<Option<Care>>,
+    keeper: Mutex<Option<policy::keeper::Keeper>>,
 }
 
 /// One volume.
@@ -160,6 +165,8 @@ impl Volumes {
             accesses: Accesses::default(),
             commits_first,
             wake: Arc::default(),
+            readers: Default::default(),
+            keeping: Default::default(),
             admin: Mutex::new(()),
             gate: RwLock::new(()),
             store: store.clone(),
@@ -168,6 +175,7 @@ impl Volumes {
         let volumes = Volumes {
             _flusher: Flusher::start(&shared)?,
             care: Mutex::new(if writable { Some(Care::start(&store)?) } else { None }),
+            keeper: Mutex::default(),
             shared,
             open: Mutex::new(HashMap::new()),
         };
@@ -293,12 +301,8 @@ impl Volumes {
         let vol = {
             let state = store.index().state();
             let (vol, volume) = state.volume_named(name).ok_or(FsError::NotFound)?;
-            if let Some(held) = volume.snapshots().map(|(_, s)| s).find(|s| s.spec.hold) {
-                return Err(FsError::Held(format!(
-                    "snapshot {} of it is held; release it first",
-                    held.spec.name
-                )));
-            }
+            let points = volume.points.values().filter(|p| !p.deleting);
+            protect::check_may_go(volume, points, store.clock().now())?;
             vol
         };
         let lsn = store.commit(vec![Edit::VolumeDelete { vol }], None)?;
@@ -315,6 +319,7 @@ impl Volumes {
 
     /// Commits everything, makes it durable and writes the index: what a clean stop does.
     pub fn close(&self) -> FsResult<()> {
+        drop(self.keeper.lock().take());
         drop(self.care.lock().take());
         if self.shared.store.read_only().is_none() {
             self.shared.flush_all()?;
@@ -335,6 +340,7 @@ impl Volumes {
         // Most of it while programs go on.
         self.sync()?;
         self.shared.store.flush_index()?;
+        let kept = self.keeper.lock().take().is_some();
         drop(self.care.lock().take());
         let gate = self.shared.gate.write();
         match self.shared.flush_all().and_then(|()| Ok(self.shared.store.close()?)) {
@@ -344,7 +350,11 @@ impl Volumes {
                 Ok(())
             }
             Err(e) => {
+                drop(gate);
                 *self.care.lock() = Some(Care::start(&self.shared.store)?);
+                if kept {
+                    self.start_keeper()?;
+                }
                 Err(e)
             }
         }

@@ -66,8 +66,11 @@ impl Volume {
             return Ok(None);
         }
         self.check_loops(from.0, to.0, &source, target.as_ref(), mode)?;
+        let ino = source.ino;
         let change = Change { volume: self, from, to, source, target, mode, now: self.shared.now() };
-        change.commit(request)
+        let orphan = change.commit(request)?;
+        self.completed(ino);
+        Ok(orphan)
     }
 
     /// A directory must not move beneath itself.

@@ -1,10 +1,12 @@
 //! Snapshots and points. A snapshot is one record behind a barrier: everything that had returned before is
 //! in it, and nothing that came later.
 
+use super::protect::{check_may_go, immutable_until};
 use super::{FsError, FsResult, Shared, Volume, Volumes};
+use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
-use crate::types::limits::{SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
-use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339};
+use crate::types::limits::{POINTS_MAX, SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
+use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339, scheduled_snapshot_name};
 use crate::types::{Lsn, Timestamp, VolumeId};
 
 /// Dirty bytes that a barrier leaves to be committed while everybody waits.
@@ -13,7 +15,7 @@ const BARRIER_BYTES: u64 = 1 << 20;
 /// A snapshot to be taken.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotCreate {
-    /// Its name; the present time where there is none.
+    /// Its name; where there is none, one made of the present time.
     pub name: Option<String>,
     /// Its tags.
     pub tags: Vec<(String, String)>,
@@ -34,11 +36,20 @@ pub struct SnapshotRow {
     pub time: Timestamp,
     /// Its point.
     pub lsn: Lsn,
+    /// Until when the policy lets nothing delete it.
+    pub immutable_until: Option<Timestamp>,
+}
+
+impl SnapshotRow {
+    fn of(volume: &VolumeRow, lsn: Lsn, snapshot: &Snapshot, now: Timestamp) -> SnapshotRow {
+        let Snapshot { spec, time, .. } = snapshot.clone();
+        SnapshotRow { spec, time, lsn, immutable_until: immutable_until(volume, snapshot, now) }
+    }
 }
 
 impl Shared {
     /// Runs `change` at a moment when everything that returned is committed and nothing else can be.
-    fn barrier<T>(&self, change: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
+    pub(super) fn barrier<T>(&self, change: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
         // While much is sealed only writers wait; everything else waits for the little that is left.
         let draining = (self.budget.used() > BARRIER_BYTES).then(|| self.budget.drain());
         if draining.is_some() {
@@ -49,15 +60,13 @@ impl Shared {
         self.flush_all()?;
         change()
     }
-}
 
-impl Volumes {
     /// Takes a snapshot of all `volumes` at one moment, durable when this returns.
     ///
     /// # Errors
     /// [`FsError::Exists`] when one of them has a snapshot of that name; [`FsError::Invalid`].
-    pub fn snapshot(&self, volumes: &[VolumeId], create: &SnapshotCreate) -> FsResult<SnapshotRow> {
-        if let Some(reason) = self.shared.store.read_only() {
+    pub(super) fn snapshot(&self, volumes: &[VolumeId], create: &SnapshotCreate) -> FsResult<SnapshotRow> {
+        if let Some(reason) = self.store.read_only() {
             return Err(crate::types::Error::ReadOnly(reason).into());
         }
         if create.name.as_deref().is_some_and(|name| check_name(name).is_err()) {
@@ -68,48 +77,68 @@ impl Volumes {
         {
             return Err(FsError::Invalid("too many tags, or a tag is too long"));
         }
-        let _admin = self.shared.admin.lock();
-        let store = &self.shared.store;
-        let name = self.free_name(volumes, create.name.as_deref())?;
-        let row = self.shared.barrier(|| {
+        let _admin = self.admin.lock();
+        let store = &self.store;
+        let name = match &create.name {
+            Some(name) if self.free_name(volumes, name) == *name => name.clone(),
+            Some(_) => return Err(FsError::Exists),
+            None if create.kind == SnapshotKind::Scheduled => {
+                self.free_name(volumes, &scheduled_snapshot_name(self.now()))
+            }
+            None => self.free_name(volumes, &default_snapshot_name(self.now())),
+        };
+        let row = self.barrier(|| {
             let mut edits = Vec::with_capacity(volumes.len());
-            let mut first = None;
             for vol in volumes {
-                let view = store.index().state().volumes.get(vol).ok_or(FsError::NotFound)?.next_view;
+                let (view, points) = {
+                    let state = store.index().state();
+                    let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
+                    (volume.next_view, volume.points.len())
+                };
+                if points >= POINTS_MAX {
+                    return Err(FsError::Invalid("the volume has as many snapshots as it may; delete some"));
+                }
                 if view > SNAPSHOT_VIEW_MAX {
                     return Err(FsError::Invalid("the volume has used all its snapshot numbers"));
                 }
                 let (tags, hold, kind) = (create.tags.clone(), create.hold, create.kind);
                 let spec = SnapshotSpec { name: name.clone(), view, tags, hold, kind };
-                first.get_or_insert_with(|| spec.clone());
                 edits.push(Edit::SnapshotCreate { vol: *vol, spec });
             }
             let lsn = store.commit(edits, create.request)?;
-            let spec = first.ok_or(FsError::Invalid("no volume to take a snapshot of"))?;
-            let time = store.index().state().time;
-            Ok(SnapshotRow { spec, time, lsn })
+            let vol = volumes.first().ok_or(FsError::Invalid("no volume to take a snapshot of"))?;
+            let state = store.index().state();
+            let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
+            let snapshot = volume.points.get(&lsn).ok_or(FsError::NotFound)?;
+            Ok(SnapshotRow::of(volume, lsn, snapshot, self.now()))
         })?;
         store.sync(row.lsn)?;
         Ok(row)
     }
 
-    /// The name asked for, or one made of the time that no snapshot has.
-    fn free_name(&self, volumes: &[VolumeId], wanted: Option<&str>) -> FsResult<String> {
-        let state = self.shared.store.index().state();
+    /// `base`, or where one of the volumes has a snapshot of that name, the first name like it that none has.
+    fn free_name(&self, volumes: &[VolumeId], base: &str) -> String {
+        let state = self.store.index().state();
         let taken = |name: &str| {
             volumes.iter().filter_map(|v| state.volumes.get(v)).any(|v| v.snapshot_named(name).is_some())
         };
-        if let Some(name) = wanted {
-            return if taken(name) { Err(FsError::Exists) } else { Ok(name.to_owned()) };
-        }
-        let base = default_snapshot_name(self.shared.now());
-        let mut name = base.clone();
+        let mut name = base.to_owned();
         let mut n = 2;
         while taken(&name) {
             name = format!("{base}-{n}");
             n += 1;
         }
-        Ok(name)
+        name
+    }
+}
+
+impl Volumes {
+    /// Takes a snapshot of all `volumes` at one moment, durable when this returns.
+    ///
+    /// # Errors
+    /// [`FsError::Exists`] when one of them has a snapshot of that name; [`FsError::Invalid`].
+    pub fn snapshot(&self, volumes: &[VolumeId], create: &SnapshotCreate) -> FsResult<SnapshotRow> {
+        self.shared.snapshot(volumes, create)
     }
 
     /// Numbers of all volumes.
@@ -120,16 +149,20 @@ impl Volumes {
 }
 
 impl Volume {
-    fn with_state<T>(&self, read: impl FnOnce(&crate::store::index::rows::Volume) -> T) -> FsResult<T> {
+    pub(super) fn with_state<T>(
+        &self,
+        read: impl FnOnce(&crate::store::index::rows::Volume) -> T,
+    ) -> FsResult<T> {
         let state = self.shared.store.index().state();
         state.volumes.get(&self.vol).map(read).ok_or(FsError::NotFound)
     }
 
     /// The snapshots behind `after`, oldest first, at most `limit`.
     pub fn snapshots(&self, after: Lsn, limit: usize) -> FsResult<Vec<SnapshotRow>> {
+        let now = self.shared.now();
         self.with_state(|volume| {
             let snapshots = volume.snapshots_behind(after).take(limit);
-            snapshots.map(|(lsn, s)| SnapshotRow { spec: s.spec.clone(), time: s.time, lsn }).collect()
+            snapshots.map(|(lsn, s)| SnapshotRow::of(volume, lsn, s, now)).collect()
         })
     }
 
@@ -138,9 +171,10 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`].
     pub fn snapshot_named(&self, name: &str) -> FsResult<SnapshotRow> {
+        let now = self.shared.now();
         self.with_state(|volume| {
             let (lsn, s) = volume.snapshot_named(name)?;
-            Some(SnapshotRow { spec: s.spec.clone(), time: s.time, lsn })
+            Some(SnapshotRow::of(volume, lsn, s, now))
         })?
         .ok_or(FsError::NotFound)
     }
@@ -167,9 +201,8 @@ impl Volume {
     pub fn delete_snapshots(&self, names: &[&str], request: Option<RequestId>) -> FsResult<()> {
         let _admin = self.shared.admin.lock();
         let rows = names.iter().map(|n| self.snapshot_named(n)).collect::<FsResult<Vec<_>>>()?;
-        if let Some(held) = rows.iter().find(|r| r.spec.hold) {
-            return Err(FsError::Held(format!("snapshot {} is held; release it first", held.spec.name)));
-        }
+        let now = self.shared.now();
+        self.with_state(|v| check_may_go(v, rows.iter().filter_map(|r| v.points.get(&r.lsn)), now))??;
         let edits = rows.iter().map(|r| Edit::SnapshotDelete { vol: self.vol, at: r.lsn }).collect();
         let lsn = self.commit(edits, request)?;
         self.shared.store.sync(lsn)?;
@@ -214,25 +247,34 @@ impl Volume {
         if !self.is_readable(lsn) {
             let floor = self.with_state(|v| v.floor)?;
             return Err(FsError::NoSuchPoint(format!(
-                "that moment (record {lsn}) is no longer readable; every moment is from record {floor} on, \
-                 and so is every snapshot"
+                "record {lsn} is no longer readable by its number; those from {floor} on are, and so is every \
+                 snapshot"
             )));
         }
         Ok(lsn)
     }
 
-    /// The last record before a moment, to a hundredth of a second.
+    /// The state at a moment: within the window the last record before it, to a hundredth of a second; before that
+    /// the newest snapshot or mark that is not younger.
     fn lsn_at(&self, time: Timestamp) -> FsResult<Lsn> {
         let now = self.shared.now();
         if time >= now {
             return Err(FsError::NoSuchPoint(format!("{} has not come yet", rfc3339(time))));
         }
-        let created = self.with_state(|v| v.created)?;
         let lsn = self.shared.store.index().lsn_at(time)?;
-        if lsn < created {
-            let moment = rfc3339(time);
-            return Err(FsError::NoSuchPoint(format!("{moment} is before every moment that is readable")));
+        if self.is_readable(lsn) {
+            return Ok(lsn);
         }
-        Ok(lsn)
+        self.with_state(|volume| {
+            let mut points = volume.points.iter().rev().filter(|(_, p)| !p.deleting);
+            let found = points.find(|(_, p)| p.time <= time).map(|(at, _)| *at);
+            found.ok_or_else(|| {
+                let oldest = volume.points.values().find(|p| !p.deleting).map(|p| p.time);
+                let oldest = oldest.into_iter().chain(volume.floor_time).min();
+                let since = oldest.map_or(String::new(), |t| format!("; the oldest is {}", rfc3339(t)));
+                let moment = rfc3339(time);
+                FsError::NoSuchPoint(format!("{moment} is before every moment that is readable{since}"))
+            })
+        })?
     }
 }

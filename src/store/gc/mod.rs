@@ -98,7 +98,7 @@ impl Store {
         }
         let last = self.last();
         let percent =
-            if self.room.is_full() { FULL_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
+            if self.room.is_wanted() { WANTED_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
         let work = self.choose(&mut gc.judged, percent)?;
         if work.is_none() {
             gc.next_look = Some(Instant::now() + LOOK);
@@ -138,7 +138,7 @@ impl Store {
             return Ok(());
         }
         self.delete_retired()?;
-        let urgent = self.room.is_full();
+        let urgent = self.room.is_wanted();
         if !self.index.state().retired.is_empty() && (urgent || due(gc.next_checkpoint)) {
             gc.next_checkpoint = Some(Instant::now() + CHECKPOINT_PAUSE);
             self.checkpoint_beyond()?;
@@ -271,5 +271,5 @@ impl Store {
 
 /// Room that a checkpoint takes beside what the index has to write.
 const CHECKPOINT_BYTES: u64 = 4 << 20;
-/// Dead part of a pack from which on it is rewritten on a full disk.
-const FULL_DEAD_PERCENT: u64 = 10;
+/// Dead part of a pack from which on it is rewritten when less is free than is to be.
+const WANTED_DEAD_PERCENT: u64 = 10;

@@ -60,6 +60,9 @@ impl Txn<'_> {
         if edit.volume_of_item().is_some_and(gone) {
             return Ok(());
         }
+        if let Some(volume) = edit.volume_of_content().and_then(|vol| self.state.volumes.get_mut(&vol)) {
+            volume.changed = self.lsn;
+        }
         match edit {
             Edit::PutInode { vol, ino, attrs } => self.put_inode(*vol, *ino, attrs),
             Edit::DelInode { vol, ino } => self.del_inode(*vol, *ino),
@@ -92,9 +95,9 @@ impl Txn<'_> {
             Edit::SnapshotCreate { vol, spec } => self.snapshot_create(*vol, spec, record),
             Edit::SnapshotDelete { vol, at } => self.change_snapshot(*vol, *at, |s| s.deleting = true),
             Edit::SnapshotHold { vol, at, hold } => self.change_snapshot(*vol, *at, |s| s.spec.hold = *hold),
-            Edit::Window { vol, floor } => {
-                if let Some(volume) = self.state.volume_mut(*vol) {
-                    volume.floor = volume.floor.max(*floor);
+            Edit::Window { vol, floor, since } => {
+                if let Some(volume) = self.state.volume_mut(*vol).filter(|v| v.floor < *floor) {
+                    (volume.floor, volume.floor_time) = (*floor, Some(*since));
                 }
                 self.trim_times()
             }

@@ -9,6 +9,7 @@ mod files;
 pub mod frozen;
 pub mod keys;
 mod mend;
+mod path;
 pub mod relocate;
 pub mod rows;
 pub mod scan;
@@ -225,7 +226,8 @@ impl Index {
         self.rows(&[meta::VOLUME], |key, value| {
             let (vol, []) = meta::split::<0>(key).ok_or_else(|| damaged(key, "bad key"))?;
             let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
-            state.volumes.insert(vol, Volume::decode(&row).map_err(|e| damaged(key, e))?);
+            let volume = Volume::decode(&row).map_err(|e| damaged(key, e))?;
+            state.volumes.insert(vol, Volume { changed: state.applied, ..volume });
             Ok(true)
         })?;
         self.rows(&[meta::SNAPSHOT], |key, value| {

@@ -124,6 +124,10 @@ pub struct Volume {
     pub next_view: u32,
     /// Every LSN from here on is readable (the continuous window).
     pub floor: Lsn,
+    /// The moment that the floor stands for; `None` while it is where the volume began.
+    pub floor_time: Option<Timestamp>,
+    /// The last record that changed the tree; after opening the store, the last record. In memory only.
+    pub changed: Lsn,
     /// Bytes of file data in heads, before deduplication and compression.
     pub live_bytes: u64,
     /// Likewise in history entries.
@@ -146,6 +150,8 @@ impl Volume {
             next_ino: 2,
             next_view: 1,
             floor: created,
+            floor_time: None,
+            changed: created,
             live_bytes: 0,
             history_bytes: 0,
             inodes: 0,
@@ -159,6 +165,8 @@ impl Volume {
         e.bytes(self.name.as_bytes()).u64(self.created.0).u8(u8::from(self.deleted));
         e.u64(self.next_ino).u32(self.next_view).u64(self.floor.0);
         e.u64(self.live_bytes).u64(self.history_bytes).u64(self.inodes);
+        let time = self.floor_time.unwrap_or_default();
+        e.u8(u8::from(self.floor_time.is_some())).i64(time.secs).u32(time.nanos);
         e.finish()
     }
 
@@ -174,6 +182,9 @@ impl Volume {
         volume.live_bytes = d.u64()?;
         volume.history_bytes = d.u64()?;
         volume.inodes = d.u64()?;
+        let moved = d.u8()? != 0;
+        let time = Timestamp { secs: d.i64()?, nanos: d.u32()? };
+        volume.floor_time = moved.then_some(time);
         d.end()?;
         Ok(volume)
     }

@@ -172,6 +172,8 @@ pub enum Edit {
         vol: VolumeId,
         /// The oldest LSN that stays readable.
         floor: Lsn,
+        /// The moment it stands for.
+        since: Timestamp,
     },
     /// Does a bounded part of the forgetting that deletions and the window left.
     Forget {
@@ -282,6 +284,16 @@ impl Edit {
         }
     }
 
+    /// The volume whose tree it changes, as programs see it.
+    pub(in crate::store) fn volume_of_content(&self) -> Option<VolumeId> {
+        use Edit::*;
+        match self {
+            SnapshotCreate { .. } | SnapshotDelete { .. } | SnapshotHold { .. } => None,
+            Window { .. } | Forget { .. } | PolicySet { .. } => None,
+            _ => self.volume_of_item(),
+        }
+    }
+
     fn encode(&self, e: &mut Encoder) {
         use Edit::*;
         match self {
@@ -328,8 +340,8 @@ impl Edit {
             SnapshotHold { vol, at, hold } => {
                 head(e, SNAPSHOT_HOLD, *vol).varint(at.0).u8(u8::from(*hold));
             }
-            Window { vol, floor } => {
-                head(e, WINDOW, *vol).varint(floor.0);
+            Window { vol, floor, since } => {
+                head(e, WINDOW, *vol).varint(floor.0).i64(since.secs).u32(since.nanos);
             }
             Forget { vol } => {
                 head(e, FORGET, *vol);
@@ -360,7 +372,10 @@ impl Edit {
             SNAPSHOT_CREATE => Ok(Edit::SnapshotCreate { vol, spec: SnapshotSpec::decode(d)? }),
             SNAPSHOT_DELETE => Ok(Edit::SnapshotDelete { vol, at: Lsn(d.varint()?) }),
             SNAPSHOT_HOLD => Ok(Edit::SnapshotHold { vol, at: Lsn(d.varint()?), hold: get_bool(d)? }),
-            WINDOW => Ok(Edit::Window { vol, floor: Lsn(d.varint()?) }),
+            WINDOW => {
+                let floor = Lsn(d.varint()?);
+                Ok(Edit::Window { vol, floor, since: Timestamp { secs: d.i64()?, nanos: d.u32()? } })
+            }
             FORGET => Ok(Edit::Forget { vol }),
             POLICY_SET => Ok(Edit::PolicySet { vol, policy: Box::new(Policy::decode(d)?) }),
             VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),

@@ -97,7 +97,10 @@ fn edit() -> impl Strategy<Value = Edit> {
         }),
         (vol(), lsn()).prop_map(|(vol, at)| Edit::SnapshotDelete { vol, at }),
         (vol(), lsn(), any::<bool>()).prop_map(|(vol, at, hold)| Edit::SnapshotHold { vol, at, hold }),
-        (vol(), lsn()).prop_map(|(vol, floor)| Edit::Window { vol, floor }),
+        (vol(), lsn()).prop_map(|(vol, floor)| {
+            let since = Timestamp::default();
+            Edit::Window { vol, floor, since }
+        }),
         vol().prop_map(|vol| Edit::Forget { vol }),
         vol().prop_map(|vol| Edit::VolumeCreate { vol, name: "v".into() }),
         vol().prop_map(|vol| Edit::VolumeDelete { vol }),

@@ -29,6 +29,8 @@ pub enum Op {
     Care { rounds: u8 },
     Idle,
     Advance { secs: u8 },
+    SetPolicy { every: u16, continuous: u16, kept: u8, immutable: u16 },
+    Keep { minutes: u32 },
     Checkpoint,
     Gc,
     FlushIndex,
@@ -97,6 +99,10 @@ pub fn op() -> impl Strategy<Value = Op> {
         4 => (1u8..4).prop_map(|rounds| Op::Care { rounds }),
         2 => Just(Op::Idle),
         3 => b().prop_map(|secs| Op::Advance { secs }),
+        1 => (0u16..200, 0u16..3000, b(), 0u16..3000).prop_map(|(every, continuous, kept, immutable)| {
+            Op::SetPolicy { every, continuous, kept, immutable: immutable.saturating_sub(1500) }
+        }),
+        5 => prop_oneof![0u32..5, 0u32..4000].prop_map(|minutes| Op::Keep { minutes }),
         2 => Just(Op::Checkpoint),
         2 => Just(Op::Gc),
         2 => Just(Op::FlushIndex),

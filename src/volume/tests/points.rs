@@ -143,7 +143,8 @@ impl Run {
         if self.snaps.iter().any(|s| s.lsn >= row.lsn) {
             return Err("a snapshot's point is not the newest".into());
         }
-        self.snaps.push(Snap { name, lsn: row.lsn, hold, model: self.model.clone() });
+        let time = row.time.secs;
+        self.snaps.push(Snap { name, lsn: row.lsn, hold, time, model: self.model.clone() });
         Ok(())
     }
 
@@ -153,7 +154,8 @@ impl Run {
         }
         let i = which as usize % self.snaps.len();
         let snap = &self.snaps[i];
-        let expected = if snap.hold { Err("held") } else { Ok(()) };
+        let immutable = self.immutable_until(snap.time) > self.now().secs;
+        let expected = if snap.hold || immutable { Err("held") } else { Ok(()) };
         if agree("delete", self.volume().delete_snapshots(&[&snap.name], None), expected)?.is_some() {
             self.snaps.remove(i);
         }
@@ -206,6 +208,9 @@ impl Run {
         drop(volume);
         self.bench.config.window_seconds = 0;
         self.bench.try_open().map_err(|e| format!("opening: {e}"))?;
+        self.set_policy(0, 0, 0, 0)?;
+        // Beyond every immutable period, and every age at which something stays.
+        self.keep(60 * 24 * 400)?;
         let volume = self.volume();
         for snap in std::mem::take(&mut self.snaps) {
             volume.hold_snapshot(&snap.name, false).map_err(|e| e.to_string())?;

@@ -6,6 +6,8 @@ use super::model::{Model, Node, PAGE, compare};
 use super::ops::{Op, Setup};
 use super::*;
 use crate::store::control::Control;
+use crate::volume::policy::Setting;
+use crate::volume::policy::keeper::Rounds;
 
 pub type Outcome<T = ()> = Result<T, String>;
 
@@ -17,6 +19,8 @@ pub struct Snap {
     pub name: String,
     pub lsn: Lsn,
     pub hold: bool,
+    /// When it was taken, in seconds.
+    pub time: i64,
     pub model: Model,
 }
 
@@ -30,6 +34,9 @@ pub struct Run {
     pub doubtful: BTreeMap<Ino, Vec<Node>>,
     pub settled: Lsn,
     pub made: u64,
+    pub rounds: Rounds,
+    /// Every immutable period that was set, and when.
+    pub immutable: Vec<(i64, i64)>,
 }
 
 /// A name of an error that the model can foresee.
@@ -85,6 +92,9 @@ impl Run {
             ..quiet()
         };
         let bench = Bench::with(config, setup.encryption);
+        // How full the machine's disk is must not matter.
+        let settings = Setting::all(&["free-min=0".into(), "history-max=100%".into()]).unwrap();
+        bench.main().set_policy(&settings, false).unwrap();
         let model = Model::new(bench.main());
         Run {
             known: BTreeSet::from([Ino::ROOT]),
@@ -93,6 +103,8 @@ impl Run {
             doubtful: BTreeMap::new(),
             settled: Lsn::ZERO,
             made: 0,
+            rounds: Rounds::default(),
+            immutable: vec![(i64::MIN, 0)],
             model,
             bench,
         }
@@ -211,6 +223,10 @@ impl Run {
                 self.bench.clock.advance(i64::from(secs) * 1_000_000_000);
                 Ok(())
             }
+            Op::SetPolicy { every, continuous, kept, immutable } => {
+                self.set_policy(every, continuous, kept, immutable)
+            }
+            Op::Keep { minutes } => self.keep(minutes),
             Op::Checkpoint => self.bench.store().checkpoint().map_err(|e| e.to_string()),
             Op::Gc => {
                 self.bench.rest();

@@ -1,0 +1,188 @@
+//! History within its limits: the oldest goes first, so that programs never meet a disk that history filled.
+
+use std::time::{Duration, Instant};
+
+use super::keeper::{Rounds, may_go};
+use crate::types::{Lsn, Result, Space, Timestamp, VolumeId};
+use crate::volume::{FsResult, Shared};
+
+/// Between two looks at the disk.
+const LOOK: Duration = Duration::from_secs(5);
+/// How long dead space is waited for that the background is giving back, before more history goes.
+const GIVING_BACK: Duration = Duration::from_secs(120);
+/// The youngest points stay, whatever the limits of history say: seconds.
+const YOUNG_SECS: i64 = 15 * 60;
+/// Points that one look lets go.
+const POINTS_PER_LOOK: usize = 64;
+
+/// What is remembered of a disk with too little room.
+#[derive(Default)]
+pub(super) struct Shortage {
+    next_look: Option<Instant>,
+    waiting_since: Option<Instant>,
+}
+
+/// How a store's bytes are spread, as far as can be told without counting each chunk's users.
+#[derive(Clone, Copy, Debug)]
+struct Usage {
+    disk: Space,
+    /// Bytes in packs that something names.
+    named: u64,
+    /// Bytes in packs that nothing names.
+    dead: u64,
+    /// File bytes of all volumes, live and past, before deduplication and compression.
+    logical: u64,
+}
+
+impl Usage {
+    /// What so many past file bytes take in packs, if they compress and repeat as all do.
+    fn stored(&self, history: u64) -> u64 {
+        if self.logical == 0 {
+            return 0;
+        }
+        (u128::from(self.named) * u128::from(history) / u128::from(self.logical)) as u64
+    }
+}
+
+impl Shared {
+    /// Lets the oldest points go where history takes more than it may or less is free than is to be.
+    pub(super) fn keep_within_limits(
+        &self,
+        volumes: &[VolumeId],
+        now: Timestamp,
+        rounds: &mut Rounds,
+        problems: &mut Vec<String>,
+    ) -> FsResult<()> {
+        let shortage = &mut rounds.shortage;
+        if shortage.next_look.is_some_and(|at| Instant::now() < at) && !self.store.is_full() {
+            return Ok(());
+        }
+        shortage.next_look = Some(Instant::now() + LOOK);
+        let usage = self.usage()?;
+        let mut wanted = false;
+        for vol in volumes {
+            let Some(over) = self.excess(*vol, &usage) else { continue };
+            wanted |= over.free_missing > 0;
+            if self.store.index().wants_forget(*vol)? || shortage.waits_for(&usage, &over) {
+                continue;
+            }
+            let reading = self.being_read(*vol);
+            let oldest = self.oldest(*vol, now, &reading, &usage, over.bytes())?;
+            if oldest.is_empty() {
+                problems.push(over.problem.clone());
+                continue;
+            }
+            tracing::info!(volume = %vol, points = oldest.len(), "history is thinned: {}", over.problem);
+            self.delete_points(*vol, &oldest)?;
+        }
+        if !wanted {
+            shortage.waiting_since = None;
+        }
+        self.store.want_room(wanted);
+        Ok(())
+    }
+
+    fn usage(&self) -> Result<Usage> {
+        let disk = self.store.space()?;
+        let packs = self.store.packs_bytes()?;
+        let state = self.store.index().state();
+        let named = state.packs.values().map(|p| p.live_bytes).sum::<u64>();
+        let logical = state.volumes.values().map(|v| v.live_bytes.saturating_add(v.history_bytes)).sum();
+        Ok(Usage { disk, named, dead: packs.saturating_sub(named), logical })
+    }
+
+    /// By how much a volume is over its limits.
+    fn excess(&self, vol: VolumeId, usage: &Usage) -> Option<Excess> {
+        let state = self.store.index().state();
+        let volume = state.volumes.get(&vol)?;
+        let history = usage.stored(volume.history_bytes);
+        let history_over = history.saturating_sub(volume.policy.history_max.of(usage.disk.total));
+        let free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
+        if history_over == 0 && free_missing == 0 {
+            return None;
+        }
+        let name = &volume.name;
+        let problem = if free_missing > 0 {
+            format!(
+                "volume {name}: {} bytes are free, {free_missing} less than free-min asks for, and no more history \
+                 may go; delete files or snapshots, or lower free-min",
+                usage.disk.free
+            )
+        } else {
+            format!(
+                "volume {name}: history takes about {history} bytes, {history_over} more than history-max allows, \
+                 and no more of it may go; release holds, or raise history-max"
+            )
+        };
+        Some(Excess { history_over, free_missing, problem })
+    }
+
+    /// The oldest points that may go, as many as keep `bytes` by themselves or as one look may take.
+    fn oldest(
+        &self,
+        vol: VolumeId,
+        now: Timestamp,
+        reading: &[Lsn],
+        usage: &Usage,
+        bytes: u64,
+    ) -> Result<Vec<Lsn>> {
+        let points: Vec<Lsn> = {
+            let state = self.store.index().state();
+            let Some(volume) = state.volumes.get(&vol) else { return Ok(Vec::new()) };
+            let young = |p: Timestamp| now.secs.saturating_sub(p.secs) < YOUNG_SECS;
+            let all = may_go(volume, now, reading);
+            all.into_iter().filter(|(_, p)| !young(p.time)).map(|(at, _)| at).take(POINTS_PER_LOOK).collect()
+        };
+        let (mut chosen, mut freed) = (Vec::new(), 0u64);
+        for at in points {
+            freed = freed.saturating_add(usage.stored(self.store.index().bytes_only(vol, at)?));
+            chosen.push(at);
+            if freed >= bytes {
+                break;
+            }
+        }
+        Ok(chosen)
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Excess {
+    history_over: u64,
+    free_missing: u64,
+    /// What to say where nothing may go.
+    problem: String,
+}
+
+impl Excess {
+    fn bytes(&self) -> u64 {
+        self.history_over.max(self.free_missing)
+    }
+}
+
+impl Shortage {
+    #[cfg(test)]
+    pub(super) fn impatient() -> Shortage {
+        Shortage { waiting_since: Instant::now().checked_sub(GIVING_BACK), ..Shortage::default() }
+    }
+
+    /// Whether what is dead already is enough and may still be given back.
+    fn waits_for(&mut self, usage: &Usage, over: &Excess) -> bool {
+        if over.history_over > 0 || usage.dead < over.free_missing {
+            return false;
+        }
+        self.waiting_since.get_or_insert_with(Instant::now).elapsed() < GIVING_BACK
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn history_is_measured_by_how_all_is_stored() {
+        let disk = Space { total: 1000, free: 100 };
+        let usage = Usage { disk, named: 300, dead: 5, logical: 900 };
+        assert_eq!(usage.stored(450), 150);
+        assert_eq!(Usage { logical: 0, ..usage }.stored(7), 0);
+    }
+}

@@ -1,0 +1,33 @@
+//! What protects a point from being forgotten: a hold, and the immutable period of the policy.
+
+use super::{FsError, FsResult};
+use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
+use crate::types::Timestamp;
+use crate::types::point::rfc3339;
+
+/// Whether the policy lets nothing take the point away yet: until when.
+pub(super) fn immutable_until(volume: &VolumeRow, point: &Snapshot, now: Timestamp) -> Option<Timestamp> {
+    Some(volume.policy.immutable_until(point.time)).filter(|until| *until > now)
+}
+
+/// Fails when one of these points is held or immutable.
+pub(super) fn check_may_go<'a>(
+    volume: &VolumeRow,
+    points: impl IntoIterator<Item = &'a Snapshot>,
+    now: Timestamp,
+) -> FsResult<()> {
+    for point in points {
+        let name = if point.is_mark() {
+            format!("the moment {}", rfc3339(point.time))
+        } else {
+            format!("snapshot {}", point.spec.name)
+        };
+        if point.spec.hold {
+            return Err(FsError::Held(format!("{name} is held; release it first")));
+        }
+        if let Some(until) = immutable_until(volume, point, now) {
+            return Err(FsError::Held(format!("{name} is immutable until {}", rfc3339(until))));
+        }
+    }
+    Ok(())
+}
