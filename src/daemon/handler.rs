@@ -152,11 +152,9 @@ impl Handler {
         for name in names {
             let result = volume.snapshot_named(name).and_then(|row| {
                 let bytes = volume.bytes_only(row.lsn)?;
-                if row.spec.hold {
-                    let text = format!("snapshot {name} is held; release it first");
-                    return Err(volume::FsError::Held(text));
-                }
-                if !dry_run {
+                if dry_run {
+                    volume.check_deletable(&[name])?;
+                } else {
                     volume.delete_snapshots(&[name], None)?;
                 }
                 Ok(bytes)

@@ -331,7 +331,8 @@ impl Store {
             let Some(volume) = state.volumes.get(&vol) else { return Ok(None) };
             (volume.floor, volume.policy.continuous_secs)
         };
-        let window = self.config.window_seconds.min(continuous);
+        // A disk that is full to the end is worse than the loss of the last minutes' single records.
+        let window = if self.room.is_full() { 0 } else { self.config.window_seconds.min(continuous) };
         let window = window + WINDOW_STEP_SECS.min(window / 10);
         let from = Timestamp { secs: now.secs.saturating_sub_unsigned(window), nanos: now.nanos };
         let in_use = self.care.in_use.lock().get(&vol).copied().unwrap_or(Lsn::MAX);

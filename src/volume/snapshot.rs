@@ -194,15 +194,24 @@ impl Volume {
         Ok(self.shared.store.index().bytes_only(self.vol, at)?)
     }
 
-    /// Begins to forget snapshots; they cannot be seen any more, and their space is freed in the background.
+    /// Fails when one of the snapshots may not be deleted now.
     ///
     /// # Errors
-    /// [`FsError::NotFound`], [`FsError::Held`]; then none was deleted.
-    pub fn delete_snapshots(&self, names: &[&str], request: Option<RequestId>) -> FsResult<()> {
-        let _admin = self.shared.admin.lock();
+    /// [`FsError::NotFound`], [`FsError::Held`] (also for what is immutable).
+    pub fn check_deletable(&self, names: &[&str]) -> FsResult<Vec<SnapshotRow>> {
         let rows = names.iter().map(|n| self.snapshot_named(n)).collect::<FsResult<Vec<_>>>()?;
         let now = self.shared.now();
         self.with_state(|v| check_may_go(v, rows.iter().filter_map(|r| v.points.get(&r.lsn)), now))??;
+        Ok(rows)
+    }
+
+    /// Begins to forget snapshots; they cannot be seen any more, and their space is freed in the background.
+    ///
+    /// # Errors
+    /// As [`Volume::check_deletable`]; then none was deleted.
+    pub fn delete_snapshots(&self, names: &[&str], request: Option<RequestId>) -> FsResult<()> {
+        let _admin = self.shared.admin.lock();
+        let rows = self.check_deletable(names)?;
         let edits = rows.iter().map(|r| Edit::SnapshotDelete { vol: self.vol, at: r.lsn }).collect();
         let lsn = self.commit(edits, request)?;
         self.shared.store.sync(lsn)?;

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+use crate::harness::sys::names;
 use crate::harness::{Rng, args, setting, within};
 
 mod image;
@@ -94,6 +95,8 @@ fn write_until_the_power_goes(
         }
         machine.power_off(Some(mount));
     });
+    let beneath = names(&root).map_err(|e| format!("the mountpoint: {e}"))?;
+    assert!(beneath.is_empty(), "the writers wrote beneath the mount: {beneath:?}");
     machine.power_on(any_mode(rng));
     Ok(())
 }

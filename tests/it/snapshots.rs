@@ -3,6 +3,7 @@
 mod contents;
 mod names;
 mod points;
+mod policy;
 mod restore;
 mod tree;
 mod under_load;

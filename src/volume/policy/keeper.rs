@@ -11,7 +11,7 @@ use super::completed::Completed;
 use super::retention::{self, Candidate, minute};
 use super::space::Shortage;
 use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
-use crate::store::model::{Edit, SnapshotKind, SnapshotSpec};
+use crate::store::model::{Edit, Policy, SnapshotKind, SnapshotSpec};
 use crate::types::error::IoContext;
 use crate::types::limits::{POINTS_MAX, SWEEP_ITEMS_MAX};
 use crate::types::{Error, Lsn, Timestamp, VolumeId};
@@ -84,8 +84,8 @@ impl Keeping {
 pub(in crate::volume) struct Rounds {
     /// Of each volume the schedule's slot that was last looked at, with the schedule.
     slots: HashMap<VolumeId, (u64, i64)>,
-    /// The minute in which retention was last done.
-    retained: HashMap<VolumeId, i64>,
+    /// The minute in which retention was last done, and by which policy.
+    retained: HashMap<VolumeId, (i64, Policy)>,
     pub(super) shortage: Shortage,
     /// Nothing goes because of its age before.
     ages_wait_until: Option<Instant>,
@@ -219,12 +219,23 @@ impl Shared {
             let reading = self.readers.current(*vol);
             self.store.hold_window(*vol, reading.first().copied());
             self.make_points(*vol, now, rounds, problems)?;
-            if !rounds.ages_wait() && rounds.retained.insert(*vol, minute(now)) != Some(minute(now)) {
+            if !rounds.ages_wait() && self.retention_is_due(*vol, now, rounds) {
                 self.retain(*vol, now, &reading)?;
             }
         }
         self.snapshot_completed(problems)?;
         self.keep_within_limits(&volumes, now, rounds, problems)
+    }
+
+    fn retention_is_due(&self, vol: VolumeId, now: Timestamp, rounds: &mut Rounds) -> bool {
+        let state = self.store.index().state();
+        let Some(volume) = state.volumes.get(&vol) else { return false };
+        let done = rounds.retained.get(&vol);
+        if done.is_some_and(|(at, policy)| *at == minute(now) && *policy == volume.policy) {
+            return false;
+        }
+        rounds.retained.insert(vol, (minute(now), volume.policy.clone()));
+        true
     }
 
     fn due(&self, vol: VolumeId, now: Timestamp, rounds: &mut Rounds) -> Option<(Due, usize)> {

@@ -60,6 +60,7 @@ impl Volume {
         let lsn =
             self.commit(vec![Edit::PolicySet { vol: self.vol, policy: Box::new(policy.clone()) }], None)?;
         self.shared.store.sync(lsn)?;
+        self.shared.keeping.wake();
         Ok(policy)
     }
 

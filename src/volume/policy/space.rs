@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::keeper::{Rounds, may_go};
+use crate::store::model::SnapshotKind;
 use crate::types::{Lsn, Result, Space, Timestamp, VolumeId};
 use crate::volume::{FsResult, Shared};
 
@@ -10,8 +11,10 @@ use crate::volume::{FsResult, Shared};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long dead space is waited for that the background is giving back, before more history goes.
 const GIVING_BACK: Duration = Duration::from_secs(120);
-/// The youngest points stay, whatever the limits of history say: seconds.
+/// The youngest points stay, whatever the limits of history say, until the disk is full: seconds.
 const YOUNG_SECS: i64 = 15 * 60;
+/// What is missing at least on a disk on which something found no room.
+const FULL_MISSING_BYTES: u64 = 64 << 20;
 /// Points that one look lets go.
 const POINTS_PER_LOOK: usize = 64;
 
@@ -97,7 +100,10 @@ impl Shared {
         let volume = state.volumes.get(&vol)?;
         let history = usage.stored(volume.history_bytes);
         let history_over = history.saturating_sub(volume.policy.history_max.of(usage.disk.total));
-        let free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
+        let mut free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
+        if self.store.is_full() {
+            free_missing = free_missing.max(FULL_MISSING_BYTES);
+        }
         if history_over == 0 && free_missing == 0 {
             return None;
         }
@@ -117,7 +123,7 @@ impl Shared {
         Some(Excess { history_over, free_missing, problem })
     }
 
-    /// The oldest points that may go, as many as keep `bytes` by themselves or as one look may take.
+    /// The oldest points that may go, those that were made by themselves before those that somebody asked for; as many as keep `bytes` by themselves or as one look may take.
     fn oldest(
         &self,
         vol: VolumeId,
@@ -129,9 +135,16 @@ impl Shared {
         let points: Vec<Lsn> = {
             let state = self.store.index().state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(Vec::new()) };
-            let young = |p: Timestamp| now.secs.saturating_sub(p.secs) < YOUNG_SECS;
-            let all = may_go(volume, now, reading);
-            all.into_iter().filter(|(_, p)| !young(p.time)).map(|(at, _)| at).take(POINTS_PER_LOOK).collect()
+            // A disk that is full to the end is worse than the loss of any history.
+            let spared = if self.store.is_full() { i64::MIN } else { YOUNG_SECS };
+            let young = |p: Timestamp| now.secs.saturating_sub(p.secs) < spared;
+            let mut all: Vec<(bool, Lsn)> = may_go(volume, now, reading)
+                .into_iter()
+                .filter(|(_, p)| !young(p.time))
+                .map(|(at, p)| (was_asked_for(p.spec.kind), at))
+                .collect();
+            all.sort_unstable();
+            all.into_iter().map(|(_, at)| at).take(POINTS_PER_LOOK).collect()
         };
         let (mut chosen, mut freed) = (Vec::new(), 0u64);
         for at in points {
@@ -143,6 +156,10 @@ impl Shared {
         }
         Ok(chosen)
     }
+}
+
+fn was_asked_for(kind: SnapshotKind) -> bool {
+    !matches!(kind, SnapshotKind::Scheduled | SnapshotKind::Mark)
 }
 
 #[derive(Clone, Debug)]

@@ -197,7 +197,8 @@ fn every_minute_of_the_window_can_be_read_and_what_is_before_it_cannot() {
     }
     assert!((118..=121).contains(&readable), "{readable} minutes are readable");
     let kept = bench.main().kept().unwrap();
-    assert!((now - kept.records_since.unwrap().secs - 900).abs() < 120, "{kept:?}");
+    // The window moves only where that frees something.
+    assert!(kept.records_since.is_none_or(|since| now - since.secs >= 890), "{kept:?}");
     assert!((now - kept.marks_since.unwrap().secs - 2 * HOUR).abs() <= 120, "{kept:?}");
 }
 

@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub struct Store {
     environment: Mutex<Vec<(&'static str, OsString)>>,
     /// Servers and holders seen behind this store's mounts.
     processes: Mutex<Vec<Process>>,
+    /// Whether its policy was set.
+    still: AtomicBool,
 }
 
 impl Store {
@@ -54,7 +57,8 @@ impl Store {
         // Tests act as user nobody too.
         fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("opening the directory");
         fs::create_dir(home.path().join("keys")).expect("a key directory");
-        Arc::new(Store { home, environment: Mutex::default(), processes: Mutex::default() })
+        let (environment, processes) = (Mutex::default(), Mutex::default());
+        Arc::new(Store { home, environment, processes, still: AtomicBool::new(false) })
     }
 
     /// The store directory.
@@ -155,10 +159,24 @@ impl Store {
             return Err(run);
         }
         assert!(is_mounted(&dir), "`rewindfs mount` returned before {} was mounted", dir.display());
+        self.keep_still(&dir);
         let mut mount = Mount { store: Arc::clone(self), dir, more: more.to_vec(), watchdog: None };
         self.remember(&mount.status());
         mount.watchdog = Some(mount.watch());
         Ok(mount)
+    }
+
+    /// Has no schedule, no long window and no fullness of the machine's disk do anything by itself in a test.
+    fn keep_still(&self, dir: &Path) {
+        if self.still.load(Ordering::Relaxed) {
+            return;
+        }
+        let config = fs::read_to_string(self.path().join("config.toml")).unwrap_or_default();
+        let window = if config.contains("window_seconds = 0") { "off" } else { "15m" };
+        let settings = args!["every=off", format!("continuous={window}"), "free-min=0", "history-max=100%"];
+        // A mount may be read-only, or its disk about to fail.
+        let done = self.cli(&[&args!["policy", "set", dir][..], &settings].concat());
+        self.still.store(done.code == 0, Ordering::Relaxed);
     }
 
     fn processes(&self) -> MutexGuard<'_, Vec<Process>> {

@@ -4,8 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -277,6 +278,10 @@ impl Writers {
         let Writers { synced, replaced, log, snapshots } = self;
         let (stop, log) = (AtomicBool::new(false), &*log);
         let mut seeds = [0; 4].map(|_| Rng::new(rng.next()));
+        // Through a descriptor: the bare path means the directory beneath once the mount is gone, and a writer that
+        // slept meanwhile would take what that promises for a promise of ours.
+        let held = File::open(root).expect("the mount");
+        let root = &PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
         let _ = fs::create_dir(root.join("log"));
         std::thread::scope(|scope| {
             let [a, b, c, d] = &mut seeds;
