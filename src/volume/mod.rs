@@ -10,6 +10,7 @@ pub mod acl;
 mod attr;
 mod budget;
 mod cell;
+mod changes;
 mod copy;
 mod dir;
 mod error;
@@ -20,6 +21,7 @@ mod namespace;
 mod range;
 mod rename;
 mod snapshot;
+mod user;
 mod xattr;
 
 #[cfg(test)]
@@ -35,6 +37,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use access::AccessTimes;
 pub use attr::{Attr, SetAttr, Writer};
+pub use changes::{Change, How, Scope, What};
 pub use copy::CopySource;
 pub use dir::DirEntry;
 pub use error::{FsError, FsResult};
@@ -42,6 +45,7 @@ pub use namespace::NewNode;
 pub use range::{Allocate, Seek};
 pub use rename::RenameMode;
 pub use snapshot::{SnapshotCreate, SnapshotRow};
+pub use user::{READ, SEARCH, User, WRITE};
 pub use xattr::XattrMode;
 
 use crate::arena::{self, Arena, Recovered};

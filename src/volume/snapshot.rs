@@ -5,7 +5,7 @@ use super::{FsError, FsResult, Shared, Volume, Volumes};
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
 use crate::types::limits::{SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339};
-use crate::types::{Lsn, Timestamp, VolumeId};
+use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 
 /// Dirty bytes that a barrier leaves to be committed while everybody waits.
 const BARRIER_BYTES: u64 = 1 << 20;
@@ -120,7 +120,10 @@ impl Volumes {
 }
 
 impl Volume {
-    fn with_state<T>(&self, read: impl FnOnce(&crate::store::index::rows::Volume) -> T) -> FsResult<T> {
+    pub(super) fn with_state<T>(
+        &self,
+        read: impl FnOnce(&crate::store::index::rows::Volume) -> T,
+    ) -> FsResult<T> {
         let state = self.shared.store.index().state();
         state.volumes.get(&self.vol).map(read).ok_or(FsError::NotFound)
     }
@@ -153,6 +156,12 @@ impl Volume {
     /// Whether the state at `at` can still be read.
     pub fn is_readable(&self, at: Lsn) -> bool {
         self.with_state(|v| v.is_readable(at)).unwrap_or(false)
+    }
+
+    /// A number below that of every inode made after `at`, as near as the points before it tell.
+    pub(super) fn made_after(&self, at: Lsn) -> FsResult<Ino> {
+        let next = self.with_state(|v| v.points.range(..=at).next_back().map(|(_, point)| point.next_ino))?;
+        Ok(next.map_or(Ino::ROOT, Ino))
     }
 
     /// Bytes that only the snapshot at `at` keeps.

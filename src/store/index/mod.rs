@@ -9,6 +9,7 @@ mod files;
 pub mod frozen;
 pub mod keys;
 mod mend;
+pub mod past;
 pub mod relocate;
 pub mod rows;
 pub mod scan;
@@ -35,6 +36,7 @@ use rows::{PackStat, Snapshot, State, Stored, Volume};
 
 pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
 pub use frozen::Frozen;
+pub use past::{Ended, Named, Span};
 pub use txn::{Locate, wants_rebind};
 pub use view::{Version, View};
 
