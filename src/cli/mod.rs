@@ -2,9 +2,11 @@
 //! is in `docs/`; what decides and changes anything is below `daemon`.
 
 mod care;
+mod diff;
 mod docs;
 mod gc;
 mod key;
+mod log;
 mod mount;
 mod output;
 mod progress;
@@ -48,6 +50,8 @@ enum Command {
     Volume(volume::Volume),
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    Diff(diff::Diff),
+    Log(log::Log),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -124,6 +128,8 @@ impl Command {
             Command::Umount(command) => command.run(),
             Command::Volume(command) => command.run(),
             Command::Snapshot(command) => command.run(),
+            Command::Diff(command) => command.run(),
+            Command::Log(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -191,6 +197,10 @@ mod tests {
             "snapshot delete P A B --dry-run",
             "snapshot hold P N",
             "snapshot release P N",
+            "diff P A",
+            "diff P @10m @lsn:7 --json --summary --volume V --key-file F",
+            "log F",
+            "log F --limit 3 --json",
             "status",
             "status P --check --json",
             "fsck S --json",
@@ -220,8 +230,11 @@ mod tests {
             "adopt D",
             "protect D",
             "release D",
-            "diff P A",
-            "log F",
+            "diff P",
+            "diff P @nonsense",
+            "diff P A B C",
+            "log",
+            "log F --limit x",
             "restore P --at @1m",
             "purge P",
             "policy show P",

@@ -2,7 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as Peer;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::Instant as Moment;
 
 use proptest::prelude::*;
@@ -23,13 +23,18 @@ impl ControlHandler for Echo {
         &self,
         caller: &Caller,
         request: Request,
-        progress: &mut dyn FnMut(Progress),
+        listener: &mut dyn Listener,
     ) -> Result<Response, ControlError> {
         match request {
             Request::Ping {} => Ok(Response::Pong { version: "t".into(), pid: caller.uid }),
             Request::Fsck {} => {
                 for done in 0..3 {
-                    progress(Progress { what: "checking".into(), done, total: 3, unit: "packs".into() });
+                    listener.progress(Progress {
+                        what: "checking".into(),
+                        done,
+                        total: 3,
+                        unit: "packs".into(),
+                    });
                 }
                 Err(ControlError::new(super::super::protocol::Kind::WrongKey, "two\nlines"))
             }
@@ -63,7 +68,7 @@ impl Served {
     }
 
     fn ask(&self, request: Request) -> Result<Response, ControlError> {
-        Client::new(self.socket.clone(), None).call(request, &mut |_| {})
+        Client::new(self.socket.clone(), None).call(request, &mut |_: Progress| {})
     }
 
     fn is_well(&self) -> bool {
@@ -112,7 +117,8 @@ fn the_kernel_says_who_asks() {
 fn progress_comes_before_the_result_in_order() {
     let served = Served::new();
     let mut seen = Vec::new();
-    let result = Client::new(served.socket.clone(), None).call(Request::Fsck {}, &mut |p| seen.push(p.done));
+    let result =
+        Client::new(served.socket.clone(), None).call(Request::Fsck {}, &mut |p: Progress| seen.push(p.done));
     assert_eq!(seen, [0, 1, 2]);
     let error = result.unwrap_err();
     assert_eq!((error.kind.exit_code(), error.to_string()), (12, "two lines".to_owned()));

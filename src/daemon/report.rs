@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::care_report::{FsckReport, RepairReport, ScrubState};
+use super::history_report::DiffTotals;
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
 
@@ -49,6 +50,15 @@ pub enum Response {
     },
     /// To `SnapshotDelete`.
     SnapshotsDeleted(SnapshotsDeleted),
+    /// To `Diff`, after its parts.
+    Diff(DiffTotals),
+    /// To `Log`, after its parts.
+    Log {
+        /// How many versions there were in them.
+        versions: u64,
+        /// There are older ones.
+        more: bool,
+    },
     /// To `Status`.
     Status(Vec<StatusReport>),
     /// To `Fsck`.

@@ -6,9 +6,11 @@
 mod accessed;
 mod basic;
 mod care;
+mod changes;
 mod failing;
 mod gc;
 mod hostile;
+mod log;
 mod model;
 mod names;
 mod ops;
