@@ -257,7 +257,8 @@ pub(super) fn named(
     volume: Option<&str>,
     key_file: Option<&Path>,
 ) -> Result<(Resolved, Option<PathBuf>), ControlError> {
-    if path.is_dir() {
+    let is_gone = |e: io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    if fs::metadata(path).map_or_else(|e| !is_gone(e), |found| found.is_dir()) {
         return Ok((self::path(path, volume, key_file)?, None));
     }
     if volume.is_some() {

@@ -70,7 +70,7 @@ fn names_of(path: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
 impl Subject {
     fn place(&self) -> Result<(Ino, [u8; 16]), FsError> {
         let names: Vec<&[u8]> = self.names.iter().map(Vec::as_slice).collect();
-        self.volume.place_of(self.dir, &names)
+        self.volume.place_of(self.dir, &names, self.user.as_ref())
     }
 
     /// The path asked about, for messages.

@@ -105,13 +105,9 @@ impl Index {
         while let Some((key, value)) = it.item() {
             let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
             if end <= ends.0 || end > ends.1 {
-                // Skip to the part of this bucket that counts, or to the next bucket.
-                let next = if end > ends.1 {
-                    keys::ended_from(vol, first.next(), Lsn::ZERO)
-                } else {
-                    keys::ended_from(vol, first, ends.0.next())
-                };
-                it.seek(&next);
+                // Skip to the part of this bucket that counts, or of the next one.
+                let bucket = if end > ends.1 { first.next() } else { first };
+                it.seek(keys::ended_from(vol, bucket, ends.0.next()));
                 continue;
             }
             let bytes = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));

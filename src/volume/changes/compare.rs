@@ -260,26 +260,25 @@ impl<'a> Comparison<'a> {
             let key = |t: &Told| (t.change.how, t.ino);
             a.change.path.cmp(&b.change.path).then_with(|| key(a).cmp(&key(b)))
         });
-        let mut merged: Vec<Change> = Vec::with_capacity(told.len());
-        let mut removed: Option<Told> = None;
+        let mut merged: Vec<Told> = Vec::with_capacity(told.len());
         for next in told {
-            let pair = removed.take().filter(|old| {
+            let pair = |old: &mut Told| {
                 let (old, new) = (&old.change, &next.change);
-                (new.how, old.kind, &old.path) == (How::Added, new.kind, &new.path)
-            });
-            if let Some(old) = pair {
-                merged.pop();
-                merged.extend(self.replaced(old, next)?);
+                (old.how, new.how) == (How::Removed, How::Added)
+                    && (old.kind, &old.path) == (new.kind, &new.path)
+            };
+            let Some(old) = merged.pop_if(pair) else {
+                merged.push(next);
                 continue;
-            }
-            merged.push(next.change.clone());
-            removed = (next.change.how == How::Removed).then_some(next);
+            };
+            let ino = next.ino;
+            merged.extend(self.replaced(&old, next)?.map(|change| Told { change, ino }));
         }
-        Ok(merged)
+        Ok(merged.into_iter().map(|told| told.change).collect())
     }
 
     /// What it comes to that one thing took another's place; `None` if they are alike.
-    fn replaced(&self, old: Told, new: Told) -> FsResult<Option<Change>> {
+    fn replaced(&self, old: &Told, new: Told) -> FsResult<Option<Change>> {
         let (Some(was), Some(is)) = (self.before.inode(old.ino)?, self.after.inode(new.ino)?) else {
             return Ok(Some(new.change));
         };

@@ -7,7 +7,7 @@ mod found;
 mod links;
 mod tree;
 
-use super::user::User;
+use super::user::{SEARCH, User};
 use super::{FsError, FsResult, Volume};
 use crate::store::model::FileKind;
 use crate::types::{Ino, Lsn};
@@ -103,11 +103,12 @@ impl Volume {
         self.shared.store.last()
     }
 
-    /// The place that a path from a directory on means: now, or when its names last meant something.
+    /// The place that a path from a directory on means: now, or when its names last meant something. A `user`
+    /// finds nothing in directories below that he may not search.
     ///
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDir`], [`FsError::Invalid`] for a path without a name.
-    pub fn place_of(&self, dir: Ino, names: &[&[u8]]) -> FsResult<(Ino, [u8; 16])> {
+    pub fn place_of(&self, dir: Ino, names: &[&[u8]], user: Option<&User>) -> FsResult<(Ino, [u8; 16])> {
         let (last, above) = names.split_last().ok_or(FsError::Invalid("a path needs a name"))?;
         let mut dir = dir;
         for name in above {
@@ -121,7 +122,24 @@ impl Volume {
                 return Err(FsError::NotDir);
             }
             dir = entry.ino;
+            if let Some(user) = user
+                && !self.could_search(dir, user)?
+            {
+                return Err(FsError::NotFound);
+            }
         }
         Ok((dir, self.name_hash(last)))
+    }
+
+    /// Whether a user may search a directory, as it is or last was.
+    fn could_search(&self, dir: Ino, user: &User) -> FsResult<bool> {
+        let mut newest = None;
+        self.view(None).inode_spans(dir, Lsn::MAX, |span| {
+            newest = Some(span);
+            Ok(false)
+        })?;
+        let Some(span) = newest else { return Ok(false) };
+        let at = (span.end < Lsn::MAX).then_some(Lsn(span.end.0.saturating_sub(1)));
+        Ok(self.granted(at, dir, &span.item.attrs, user)? & SEARCH != 0)
     }
 }

@@ -149,7 +149,7 @@ fn a_file_that_is_saved_by_renaming_has_all_its_versions_also_when_it_is_gone() 
     }
     bench.clock.advance(1_000_000_000);
     bench.care();
-    let place = bench.main().place_of(Ino::ROOT, &[b"f"]).unwrap();
+    let place = bench.main().place_of(Ino::ROOT, &[b"f"], None).unwrap();
     let told = || {
         let all = found(bench.main(), place).unwrap();
         all.into_iter().map(|v| (v.author, v.size, v.snapshots.join(","))).collect::<Vec<_>>()
@@ -180,13 +180,13 @@ fn a_renamed_file_keeps_its_versions_and_says_what_it_was_called() {
     bench.write(file, 0, b"one two");
     let (from, to) = ((dir, b"draft".as_slice()), (Ino::ROOT, b"final".as_slice()));
     bench.main().rename(from, to, RenameMode::Replace, None).unwrap();
-    let place = bench.main().place_of(Ino::ROOT, &[b"final"]).unwrap();
+    let place = bench.main().place_of(Ino::ROOT, &[b"final"], None).unwrap();
     let all = found(bench.main(), place).unwrap();
     let told: Vec<_> = all.iter().map(|v| (String::from_utf8(v.path.clone()).unwrap(), v.size)).collect();
     let expected = [("final", 7), ("d/draft", 7), ("d/draft", 3), ("d/draft", 0)];
     assert_eq!(told, expected.map(|(name, size)| (name.to_owned(), size)));
     bench.main().rmdir(Ino::ROOT, b"d", None).unwrap();
-    let old = bench.main().place_of(Ino::ROOT, &[b"d", b"draft"]).unwrap();
+    let old = bench.main().place_of(Ino::ROOT, &[b"d", b"draft"], None).unwrap();
     assert_eq!(found(bench.main(), old).unwrap().len(), 3, "a file in a directory that is gone, too");
 }
 
@@ -205,7 +205,7 @@ fn a_user_is_told_only_the_versions_that_he_could_read() {
         bench.main().fsync(file).unwrap();
         chmod(mode);
     }
-    let place = bench.main().place_of(Ino::ROOT, &[b"f"]).unwrap();
+    let place = bench.main().place_of(Ino::ROOT, &[b"f"], None).unwrap();
     let user = User { uid: 1000, gid: 1000, groups: vec![] };
     let mut sizes = Vec::new();
     let mut visit = |v: FileVersion| {
@@ -214,4 +214,9 @@ fn a_user_is_told_only_the_versions_that_he_could_read() {
     };
     bench.main().versions(place, Some(&user), &mut visit).unwrap();
     assert_eq!(sizes, [3, 1]);
+    let dir = bench.make(Ino::ROOT, "closed", FileKind::Dir);
+    bench.file(dir, "g");
+    let find = |user| bench.main().place_of(Ino::ROOT, &[b"closed", b"g"], user);
+    assert!(matches!(find(Some(&user)), Err(FsError::NotFound)), "no guessing of names in there");
+    assert_eq!(find(None).unwrap().0, dir);
 }
