@@ -68,8 +68,8 @@ def remove(root):
 def differences(mount, directories, each):
     """Two neighbouring snapshots, a hundred changes between them."""
     rng = random.Random(2)
-    for n in range(100):
-        path = os.path.join(mount.path, f"d{rng.randrange(directories):04}", f"f{rng.randrange(each):05}")
+    for n, file in enumerate(rng.sample(range(directories * each), 100)):
+        path = os.path.join(mount.path, f"d{file // each:04}", f"f{file % each:05}")
         if n % 4 == 0:
             with open(path + ".tmp", "w", encoding="ascii") as f:
                 f.write(str(n))
@@ -78,7 +78,7 @@ def differences(mount, directories, each):
             with open(path, "a", encoding="ascii") as f:
                 f.write(str(n))
         elif n % 4 == 2:
-            os.link(path, path + f".{n}")
+            os.rename(path, path + ".moved")
         else:
             os.chmod(path, 0o600)
     mount.run("snapshot", "create", mount.path, "changed")
@@ -181,6 +181,9 @@ def many_snapshots(mount, snapshots, operations):
         f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
     )
     measure(f"{snapshots:,}")
+    last = [f"s{i:05}" for i in range(snapshots)][-2:]
+    timed("diff of the last two snapshots", lambda: mount.run("diff", mount.path, *last))
+    timed("log of the file that changed", lambda: mount.run("log", os.path.join(mount.path, "changing")))
     mount.umount()
 
 

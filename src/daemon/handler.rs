@@ -31,6 +31,7 @@ pub struct Handler {
     pub(super) key_file: Option<PathBuf>,
     pub(super) owner: u32,
     pub(super) scrubber: Scrubber,
+    pub(super) turns: history::Turns,
 }
 
 type Outcome = Result<Response, ControlError>;
@@ -49,7 +50,8 @@ impl Handler {
         let owner = std::fs::metadata(&path)
             .map_err(|e| ControlError::failed(format!("reading {}: {e}", path.display())))?
             .uid();
-        Ok(Handler { volumes, mounts, key_file, owner, scrubber: Scrubber::new() })
+        let (scrubber, turns) = (Scrubber::new(), history::Turns::default());
+        Ok(Handler { volumes, mounts, key_file, owner, scrubber, turns })
     }
 
     /// The user who owns the store.
@@ -58,7 +60,7 @@ impl Handler {
     }
 
     fn open(&self) -> history::Open<'_> {
-        history::Open { volumes: &self.volumes, owner: self.owner }
+        history::Open { volumes: &self.volumes, owner: self.owner, turns: &self.turns }
     }
 
     fn admin(&self, caller: &Caller, what: &str) -> Result<(), ControlError> {

@@ -4,6 +4,9 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::control::Caller;
 use super::news::Listener;
@@ -23,6 +26,8 @@ type Outcome = Result<Response, ControlError>;
 /// Items in one part, and bytes of their texts; far under a reply's limit, also in hex.
 const PART_ITEMS: usize = 1000;
 const PART_BYTES: usize = 1 << 20;
+/// How long a comparison waits for another to end.
+const TURN_PATIENCE: Duration = Duration::from_secs(60);
 /// How often a comparison with the present begins anew because the window moved past it.
 const TRIES: u32 = 3;
 
@@ -33,6 +38,24 @@ pub(super) struct Open<'a> {
     pub(super) volumes: &'a Volumes,
     /// The user who owns it.
     pub(super) owner: u32,
+    /// Whose turn it is to compare.
+    pub(super) turns: &'a Turns,
+}
+
+/// A comparison may take much memory, so there is one at a time, and one more for those whose right it is to
+/// everything: nobody else can keep them waiting.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    everyone: Mutex<()>,
+    privileged: Mutex<()>,
+}
+
+impl Turns {
+    fn take(&self, user: Option<&User>) -> Result<MutexGuard<'_, ()>, ControlError> {
+        let turns = if user.is_some() { &self.everyone } else { &self.privileged };
+        let busy = || ControlError::failed("other comparisons are under way; try again when they are done");
+        turns.try_lock_for(TURN_PATIENCE).ok_or_else(busy)
+    }
 }
 
 /// What a request is about.
@@ -109,6 +132,7 @@ pub(super) fn diff(
     } else {
         Scope::Name(subject.place().map_err(failed)?)
     };
+    let _turn = open.turns.take(subject.user.as_ref())?;
     let mut tries = 0;
     let (from, to, changes) = loop {
         if request.to.is_none() {
@@ -258,5 +282,21 @@ fn version_info(version: FileVersion) -> VersionInfo {
         snapshots_total: version.snapshots_total,
         path: path_of(version.path),
         kind: kind_of(version.kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_take_turns_and_keep_nobody_privileged_waiting() {
+        let turns = Turns::default();
+        let user = User { uid: 1, gid: 1, groups: Vec::new() };
+        let first = turns.take(Some(&user)).unwrap();
+        assert!(turns.everyone.try_lock().is_none(), "one at a time");
+        drop(turns.take(None).unwrap());
+        drop(first);
+        drop(turns.take(Some(&user)).unwrap());
     }
 }

@@ -180,21 +180,23 @@ impl View {
         drop(head);
         // The one that ends at `before` or later, then those that ended earlier.
         let last = Lsn(before.0.saturating_sub(1));
-        let over = self.index.history_after(key, last)?;
-        if let Some((end, stored)) = over
-            && !show(end, &stored)?
-        {
-            return Ok(());
-        }
-        let below = keys::after_prefix(key);
-        let mut it = self.index.iterate(HISTORY, key, &below)?;
-        it.seek_for_prev(keys::history(key, last));
-        while let Some((row, value)) = it.item() {
-            let Some((_, end)) = keys::split_history(row).filter(|(head, _)| *head == key) else { break };
-            if !show(end, &Stored::decode(value).map_err(|e| damaged(key, e))?)? {
+        let mut it = self.index.iterate(HISTORY, &keys::history(key, before), &keys::after_prefix(key))?;
+        let mut earlier = false;
+        loop {
+            let row = it.item().and_then(|(row, value)| Some((keys::split_history(row)?, value)));
+            let more = match row.filter(|((head, _), _)| *head == key) {
+                Some(((_, end), value)) => show(end, &Stored::decode(value).map_err(|e| damaged(key, e))?)?,
+                None => !earlier,
+            };
+            if !more {
                 break;
             }
-            it.prev();
+            if earlier {
+                it.prev();
+            } else {
+                earlier = true;
+                it.seek_for_prev(keys::history(key, last));
+            }
         }
         it.status().map_err(index_error)
     }
