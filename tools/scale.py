@@ -65,6 +65,52 @@ def remove(root):
         shutil.rmtree(os.path.join(root, name))
 
 
+def differences(mount, directories, each):
+    """Two neighbouring snapshots, a hundred changes between them."""
+    rng = random.Random(2)
+    for n, file in enumerate(rng.sample(range(directories * each), 100)):
+        path = os.path.join(mount.path, f"d{file // each:04}", f"f{file % each:05}")
+        if n % 4 == 0:
+            with open(path + ".tmp", "w", encoding="ascii") as f:
+                f.write(str(n))
+            os.rename(path + ".tmp", path)
+        elif n % 4 == 1:
+            with open(path, "a", encoding="ascii") as f:
+                f.write(str(n))
+        elif n % 4 == 2:
+            os.rename(path, path + ".moved")
+        else:
+            os.chmod(path, 0o600)
+    mount.run("snapshot", "create", mount.path, "changed")
+    for what in ("diff of 100 changes", "diff of 100 changes, again"):
+        before = mount.counters()
+        told = timed(what, lambda: mount.run("diff", mount.path, "full", "changed"))
+        after = mount.counters()
+        cost = ", ".join(f"{k} {after[k] - before[k]}" for k in before if k.startswith("index"))
+        print(f"  {len(told.splitlines())} lines, {cost}")
+    timed("diff to now", lambda: mount.run("diff", mount.path, "changed"))
+    timed("log of a file", lambda: mount.run("log", os.path.join(mount.path, "d0000", "f00000")))
+
+
+def versions(mount, count):
+    print(f"-- a file with {count:,} versions")
+    mount.mount()
+    path = os.path.join(mount.path, "file")
+
+    def save():
+        for n in range(count):
+            with open(path + ".tmp", "w", encoding="ascii") as f:
+                f.write(str(n))
+            os.rename(path + ".tmp", path)
+
+    timed("save by write and rename", save)
+    told = timed("log of all versions", lambda: mount.run("log", path, "--json"))
+    assert len(told.splitlines()) >= count, len(told.splitlines())
+    timed("log of the last 10", lambda: mount.run("log", path, "--limit", "10"))
+    print(f"{'peak memory of the server':<52} {mount.peak_mib():9.0f} MiB")
+    mount.umount()
+
+
 def many_files(mount, directories, each):
     total = directories * each
     print(f"-- {total:,} files in {directories:,} directories")
@@ -72,6 +118,7 @@ def many_files(mount, directories, each):
     timed("create", lambda: create_files(mount.path, directories, each))
     timed("snapshot", lambda: mount.run("snapshot", "create", mount.path, "full"))
     print(f"{'peak memory of the server after creating':<52} {mount.peak_mib():9.0f} MiB")
+    differences(mount, directories, each)
     timed("unmount", mount.umount)
     print(f"{'server start until mounted':<52} {mount.mount():9.2f} s")
     assert timed("list", lambda: count(mount.path)) == total
@@ -134,6 +181,9 @@ def many_snapshots(mount, snapshots, operations):
         f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
     )
     measure(f"{snapshots:,}")
+    last = [f"s{i:05}" for i in range(snapshots)][-2:]
+    timed("diff of the last two snapshots", lambda: mount.run("diff", mount.path, *last))
+    timed("log of the file that changed", lambda: mount.run("log", os.path.join(mount.path, "changing")))
     mount.umount()
 
 
@@ -172,12 +222,14 @@ def main():
     parser.add_argument("--directories", type=int, default=1000)
     parser.add_argument("--files", type=int, default=1000, help="in each directory")
     parser.add_argument("--snapshots", type=int, default=1000)
+    parser.add_argument("--versions", type=int, default=100_000)
     parser.add_argument("--operations", type=int, default=5000)
-    parser.add_argument("--only", choices=["files", "snapshots", "buffers"])
+    parser.add_argument("--only", choices=["files", "snapshots", "versions", "buffers"])
     options = parser.parse_args()
     parts = {
         "files": lambda m: many_files(m, options.directories, options.files),
         "snapshots": lambda m: many_snapshots(m, options.snapshots, options.operations),
+        "versions": lambda m: versions(m, options.versions),
         "buffers": full_buffers,
     }
     for name, part in parts.items():

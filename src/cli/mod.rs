@@ -2,9 +2,11 @@
 //! is in `docs/`; what decides and changes anything is below `daemon`.
 
 mod care;
+mod diff;
 mod docs;
 mod gc;
 mod key;
+mod log;
 mod mount;
 mod output;
 mod policy;
@@ -51,6 +53,8 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     #[command(subcommand)]
     Policy(policy::Policy),
+    Diff(diff::Diff),
+    Log(log::Log),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -128,6 +132,8 @@ impl Command {
             Command::Volume(command) => command.run(),
             Command::Snapshot(command) => command.run(),
             Command::Policy(command) => command.run(),
+            Command::Diff(command) => command.run(),
+            Command::Log(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -197,6 +203,10 @@ mod tests {
             "snapshot release P N",
             "policy show P --json",
             "policy set P every=15m on-close=* --dry-run",
+            "diff P A",
+            "diff P @10m @lsn:7 --json --summary --volume V --key-file F",
+            "log F",
+            "log F --limit 3 --json",
             "status",
             "status P --check --json",
             "fsck S --json",
@@ -226,8 +236,11 @@ mod tests {
             "adopt D",
             "protect D",
             "release D",
-            "diff P A",
-            "log F",
+            "diff P",
+            "diff P @nonsense",
+            "diff P A B C",
+            "log",
+            "log F --limit x",
             "restore P --at @1m",
             "purge P",
             "policy P",

@@ -1,6 +1,8 @@
 //! Printing. A reader that goes away (`| head`) ends the program quietly; other failures are errors.
 
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -38,6 +40,43 @@ pub(super) fn json<T: Serialize>(value: &T) -> Result<(), ControlError> {
     let text =
         serde_json::to_string(value).map_err(|e| ControlError::failed(format!("writing JSON: {e}")))?;
     raw(format!("{text}\n").as_bytes())
+}
+
+/// As [`json`], into memory.
+pub(super) fn json_into<T: Serialize>(value: &T, text: &mut Vec<u8>) -> Result<(), ControlError> {
+    serde_json::to_writer(&mut *text, value)
+        .map_err(|e| ControlError::failed(format!("writing JSON: {e}")))?;
+    text.push(b'\n');
+    Ok(())
+}
+
+/// A line without control characters.
+pub(super) fn clean(text: &str) -> String {
+    one_line(text)
+}
+
+/// A path such that no name can drive a terminal, break a line or look like another: a backslash, control
+/// characters, those that turn the direction of writing, and bytes that are no UTF-8 are written as in a string
+/// of C.
+pub(super) fn escaped(path: &Path) -> String {
+    let mut text = String::new();
+    for chunk in path.as_os_str().as_bytes().utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                '\\' => text.push_str("\\\\"),
+                '\n' => text.push_str("\\n"),
+                '\t' => text.push_str("\\t"),
+                '\r' => text.push_str("\\r"),
+                '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                    text.push_str(&format!("\\u{:04x}", u32::from(c)));
+                }
+                c if c.is_control() => text.push_str(&format!("\\x{:02x}", u32::from(c))),
+                c => text.push(c),
+            }
+        }
+        text.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    text
 }
 
 /// Done, with nothing more to say.
@@ -94,6 +133,14 @@ pub(super) fn bytes(n: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_name_breaks_a_line_or_looks_like_another() {
+        let shown = |name: &[u8]| escaped(Path::new(std::ffi::OsStr::from_bytes(name)));
+        assert_eq!(shown("naïve 名".as_bytes()), "naïve 名");
+        assert_eq!(shown(b"a\nb\x1b[31m\\n\xffc"), "a\\nb\\x1b[31m\\\\n\\xffc");
+        assert_eq!(shown("x\u{202e}y\u{85}".as_bytes()), "x\\u202ey\\x85");
+    }
 
     #[test]
     fn bytes_have_three_digits() {

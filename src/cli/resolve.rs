@@ -12,8 +12,9 @@ use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 use super::progress::Display;
 use super::{io_error, shown};
 use crate::daemon::client::{Backend, Client};
+use crate::daemon::news::Listener;
 use crate::daemon::offline;
-use crate::daemon::protocol::{ControlError, Request, Response, StatusReport, Target};
+use crate::daemon::protocol::{ControlError, Progress, Request, Response, StatusReport, Target};
 use crate::daemon::registry::{
     self, Entry, Found, MOUNT_ATTRIBUTE, MOUNT_ATTRIBUTE_BYTES_MAX, MountAttribute, MountEntry,
 };
@@ -36,7 +37,7 @@ impl Resolved {
     /// Asks, and shows progress meanwhile.
     pub(super) fn ask(&self, request: Request) -> Result<Response, ControlError> {
         let mut display = Display::new();
-        self.backend.call(request, &mut |news| display.show(&news))
+        self.backend.call(request, &mut |news: Progress| display.show(&news))
     }
 
     /// As [`Resolved::ask`], on a display that the caller keeps.
@@ -45,7 +46,16 @@ impl Resolved {
         request: Request,
         display: &mut Display,
     ) -> Result<Response, ControlError> {
-        self.backend.call(request, &mut |news| display.show(&news))
+        self.backend.call(request, &mut |news: Progress| display.show(&news))
+    }
+
+    /// As [`Resolved::ask`], for an answer in parts.
+    pub(super) fn ask_in_parts(
+        &self,
+        request: Request,
+        listener: &mut dyn Listener,
+    ) -> Result<Response, ControlError> {
+        self.backend.call(request, listener)
     }
 
     /// How what the path names fares.
@@ -255,5 +265,54 @@ impl Where {
     /// The volume and who answers for it.
     pub(super) fn resolve(&self) -> Result<Resolved, ControlError> {
         path(&self.path, self.volume.as_deref(), self.key_file.as_deref())
+    }
+}
+
+/// Whom to ask about a path inside a mount that may name anything, or something that is gone: a directory is
+/// meant as such; anything else is named from the nearest directory above it that there is.
+///
+/// # Errors
+/// As [`path`]; `NoStore` where that directory is in no mount.
+pub(super) fn named(
+    path: &Path,
+    volume: Option<&str>,
+    key_file: Option<&Path>,
+) -> Result<(Resolved, Option<PathBuf>), ControlError> {
+    let is_gone = |e: io::Error| matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    if fs::metadata(path).map_or_else(|e| !is_gone(e), |found| found.is_dir()) {
+        return Ok((self::path(path, volume, key_file)?, None));
+    }
+    if volume.is_some() {
+        return Err(ControlError::usage("--volume goes with a store directory or a directory of a mount"));
+    }
+    let (dir, name) = split(path)?;
+    // The file itself may lie where the directory does not: it decides nothing.
+    let Some(_) = mount_of(&dir)? else { return Err(ControlError::no_store(path)) };
+    Ok((self::path(&dir, None, key_file)?, Some(name)))
+}
+
+/// The nearest directory above a path that there is, and the rest of the path.
+pub(super) fn split(path: &Path) -> Result<(PathBuf, PathBuf), ControlError> {
+    let mut dir = path;
+    let mut names = Vec::new();
+    loop {
+        let name = dir
+            .file_name()
+            .ok_or_else(|| ControlError::usage(format!("{}: name it without .. at its end", shown(path))))?;
+        names.push(name);
+        dir = match dir.parent() {
+            Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+            Some(parent) => parent,
+            None => return Err(ControlError::no_store(path)),
+        };
+        // A symbolic link to a directory that is gone is a name like another.
+        if dir.is_dir() {
+            return Ok((dir.to_owned(), names.iter().rev().collect()));
+        }
+        if let Err(e) = fs::symlink_metadata(dir)
+            && !matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        {
+            return Err(io_error("looking at", dir, &e));
+        }
     }
 }

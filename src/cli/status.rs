@@ -8,7 +8,7 @@ use clap::Args;
 use super::{Outcome, output, resolve, shown, unexpected};
 use crate::daemon::client::Backend as _;
 use crate::daemon::protocol::{
-    ControlError, Health, Kind, ReplicationReport, Request, Response, Role, StatusReport, Target,
+    ControlError, Health, Kind, Progress, ReplicationReport, Request, Response, Role, StatusReport, Target,
 };
 use crate::daemon::registry;
 use crate::types::point::rfc3339;
@@ -70,7 +70,7 @@ fn all() -> Vec<StatusReport> {
             continue;
         }
         let client = resolve::server_of(&entry.store, &entry);
-        let answer = match client.call(Request::Status { target: Target::Store }, &mut |_| {}) {
+        let answer = match client.call(Request::Status { target: Target::Store }, &mut |_: Progress| {}) {
             Ok(Response::Status(answer)) => Ok(answer),
             Ok(_) => Err(unexpected()),
             Err(error) => Err(error),

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Outcome, io_error, output, resolve, shown};
 use crate::daemon::client::Backend as _;
-use crate::daemon::protocol::{ControlError, Request, Response};
+use crate::daemon::protocol::{ControlError, Progress, Request, Response};
 use crate::daemon::registry::{self, Entry, Found};
 
 /// How long the next server may take.
@@ -49,7 +49,7 @@ impl Upgrade {
 }
 
 fn version(entry: &Entry) -> Option<String> {
-    match resolve::server_of(&entry.store, entry).call(Request::Ping {}, &mut |_| {}) {
+    match resolve::server_of(&entry.store, entry).call(Request::Ping {}, &mut |_: Progress| {}) {
         Ok(Response::Pong { version, .. }) => Some(version),
         _ => None,
     }
@@ -58,7 +58,7 @@ fn version(entry: &Entry) -> Option<String> {
 /// Replaces one server, and waits until the next one serves.
 fn replace(entry: &Entry, program: PathBuf) -> Result<String, ControlError> {
     let before = version(entry).unwrap_or_else(|| "unknown".to_owned());
-    resolve::server_of(&entry.store, entry).call(Request::Upgrade { program }, &mut |_| {})?;
+    resolve::server_of(&entry.store, entry).call(Request::Upgrade { program }, &mut |_: Progress| {})?;
     let node = registry::node_of(&entry.store)?;
     let deadline = Instant::now() + PATIENCE;
     loop {

@@ -9,9 +9,8 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
 use super::lines::LineReader;
-use super::protocol::{
-    ControlError, Progress, REPLY_BYTES_MAX, Reply, Request, Response, decode, encode_request,
-};
+use super::news::Listener;
+use super::protocol::{ControlError, REPLY_BYTES_MAX, Reply, Request, Response, decode, encode_request};
 use super::sys::Process;
 
 /// How long a server may be silent. It sends a line every [`super::protocol::ALIVE_SECS`], whatever the
@@ -20,8 +19,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Something that carries out requests: a running server, or the store opened in this process.
 pub trait Backend {
-    /// Carries out one request. `progress` is called any number of times before it returns.
-    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError>;
+    /// Carries out one request. The listener hears of it any number of times before this returns.
+    fn call(&self, request: Request, listener: &mut dyn Listener) -> Result<Response, ControlError>;
 }
 
 /// A running server.
@@ -84,7 +83,7 @@ fn carries_key(request: &Request) -> bool {
 }
 
 impl Backend for Client {
-    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
+    fn call(&self, request: Request, listener: &mut dyn Listener) -> Result<Response, ControlError> {
         let line = encode_request(&request)?;
         let mut stream = self.connect(&request)?;
         // A server that is full answers and closes without reading, so a failed write may still have left
@@ -102,7 +101,8 @@ impl Backend for Client {
             };
             match decode(&line)? {
                 Reply::Alive {} => {}
-                Reply::Progress(news) => progress(news),
+                Reply::Progress(news) => listener.progress(news),
+                Reply::Part(part) => listener.part(part)?,
                 Reply::Ok(response) => return Ok(response),
                 Reply::Error(error) => return Err(error),
             }

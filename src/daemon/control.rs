@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -20,8 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
 use super::client::Backend;
+use super::news::Listener;
 use super::protocol::{
-    ALIVE_SECS, ControlError, Progress, REPLY_BYTES_MAX, Reply, Request, Response, decode, encode,
+    ALIVE_SECS, ControlError, Part, Progress, REPLY_BYTES_MAX, Reply, Request, Response, decode, encode,
 };
 use super::sys::peer_groups;
 use crate::types::limits::{CONTROL_CONNECTIONS_MAX, CONTROL_REQUEST_BYTES_MAX};
@@ -34,8 +36,8 @@ const USER_CONNECTIONS_MAX: usize = CONTROL_CONNECTIONS_MAX / 4;
 const ROOT_CONNECTIONS: usize = 8;
 /// How long idle threads may take to end.
 const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(1);
-/// Progress lines that wait for a slow peer; more are left out.
-const PROGRESS_QUEUE: usize = 16;
+/// Lines that wait for a slow peer. More progress is left out; more parts make the work wait.
+const NEWS_QUEUE: usize = 16;
 
 /// Who asks, as the kernel knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub trait ControlHandler: Send + Sync {
         &self,
         caller: &Caller,
         request: Request,
-        progress: &mut dyn FnMut(Progress),
+        listener: &mut dyn Listener,
     ) -> Result<Response, ControlError>;
 }
 
@@ -90,9 +92,9 @@ pub trait ControlHandler: Send + Sync {
 pub struct Local<H>(pub H);
 
 impl<H: ControlHandler> Backend for Local<H> {
-    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
+    fn call(&self, request: Request, listener: &mut dyn Listener) -> Result<Response, ControlError> {
         request.check()?;
-        self.0.handle(&Caller::current(), request, progress)
+        self.0.handle(&Caller::current(), request, listener)
     }
 }
 
@@ -245,6 +247,28 @@ fn refuse(stream: &UnixStream) {
     }
 }
 
+/// Where a handler's news go: to the task that writes to the peer.
+struct Outbox {
+    sender: mpsc::Sender<Reply>,
+    /// The peer takes no more.
+    left: Arc<AtomicBool>,
+}
+
+impl Listener for Outbox {
+    fn progress(&mut self, news: Progress) {
+        // Left out when the queue is full: progress must not slow the work.
+        let _ = self.sender.try_send(Reply::Progress(news));
+    }
+
+    fn part(&mut self, part: Part) -> Result<(), ControlError> {
+        let sent = self.sender.blocking_send(Reply::Part(part));
+        if sent.is_err() || self.left.load(Ordering::Relaxed) {
+            return Err(ControlError::failed("whoever asked has left"));
+        }
+        Ok(())
+    }
+}
+
 struct Connection {
     caller: Caller,
     handler: Arc<dyn ControlHandler>,
@@ -288,15 +312,11 @@ impl Connection {
                 return false;
             }
         };
-        let (sender, mut news) = mpsc::channel(PROGRESS_QUEUE);
+        let (sender, mut news) = mpsc::channel(NEWS_QUEUE);
         let (caller, handler) = (self.caller.clone(), self.handler.clone());
-        let mut job = tokio::task::spawn_blocking(move || {
-            let mut report = |progress: Progress| {
-                // Left out when the queue is full: progress must not slow the work.
-                let _ = sender.try_send(progress);
-            };
-            handler.handle(&caller, request, &mut report)
-        });
+        let left = Arc::new(AtomicBool::new(false));
+        let mut outbox = Outbox { sender, left: left.clone() };
+        let mut job = tokio::task::spawn_blocking(move || handler.handle(&caller, request, &mut outbox));
         let period = Duration::from_secs(ALIVE_SECS);
         let mut alive = interval_at(Instant::now() + period, period);
         let mut peer_listens = true;
@@ -304,11 +324,12 @@ impl Connection {
         let done = loop {
             let reply = tokio::select! {
                 biased;
-                Some(progress) = news.recv() => Reply::Progress(progress),
+                Some(reply) = news.recv() => reply,
                 done = &mut job => break done,
                 _ = alive.tick() => Reply::Alive {},
             };
             peer_listens = peer_listens && send(write, &reply).await;
+            left.store(!peer_listens, Ordering::Relaxed);
         };
         let last = match done {
             Ok(Ok(response)) => Reply::Ok(response),

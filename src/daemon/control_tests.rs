@@ -2,14 +2,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream as Peer;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::Instant as Moment;
 
 use proptest::prelude::*;
 
 use super::*;
 use crate::daemon::client::Client;
-use crate::daemon::protocol::{MountRequest, SnapshotCreate, Target, encode_request};
+use crate::daemon::protocol::{MountRequest, NodeKind, SnapshotCreate, Target, VersionInfo, encode_request};
 
 /// Answers `Ping`, streams progress for `Fsck`, panics at `Stop`, blocks at `KeyList` until `release` grows.
 #[derive(Default)]
@@ -23,13 +23,18 @@ impl ControlHandler for Echo {
         &self,
         caller: &Caller,
         request: Request,
-        progress: &mut dyn FnMut(Progress),
+        listener: &mut dyn Listener,
     ) -> Result<Response, ControlError> {
         match request {
             Request::Ping {} => Ok(Response::Pong { version: "t".into(), pid: caller.uid }),
             Request::Fsck {} => {
                 for done in 0..3 {
-                    progress(Progress { what: "checking".into(), done, total: 3, unit: "packs".into() });
+                    listener.progress(Progress {
+                        what: "checking".into(),
+                        done,
+                        total: 3,
+                        unit: "packs".into(),
+                    });
                 }
                 Err(ControlError::new(super::super::protocol::Kind::WrongKey, "two\nlines"))
             }
@@ -41,8 +46,53 @@ impl ControlHandler for Echo {
                 }
                 Ok(Response::Done {})
             }
+            Request::VolumeList {} => {
+                for lsn in 0..PARTS {
+                    let totals = VersionInfo { lsn, ..version() };
+                    if let Err(left) = listener.part(Part::Versions(vec![totals; 100])) {
+                        self.release.store(u32::MAX, Ordering::SeqCst);
+                        return Err(left);
+                    }
+                }
+                Ok(Response::Log { versions: PARTS, more: false })
+            }
             _ => Ok(Response::Done {}),
         }
+    }
+}
+
+/// More than a socket's buffer and the queue hold.
+const PARTS: u64 = 300;
+
+fn version() -> VersionInfo {
+    VersionInfo {
+        time: crate::types::Timestamp::default(),
+        size: 1,
+        author: 2,
+        author_name: None,
+        lsn: 3,
+        snapshots: vec!["a name".into()],
+        snapshots_total: 1,
+        path: "some/path/of/a/file".into(),
+        kind: NodeKind::File,
+    }
+}
+
+/// Takes parts slowly.
+struct Slow(Vec<u64>);
+
+impl Listener for Slow {
+    fn progress(&mut self, _: Progress) {}
+
+    fn part(&mut self, part: Part) -> Result<(), ControlError> {
+        if self.0.len() < 20 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        match part {
+            Part::Versions(versions) => self.0.extend(versions.first().map(|v| v.lsn)),
+            Part::Changes(_) => panic!("nobody sent changes"),
+        }
+        Ok(())
     }
 }
 
@@ -63,7 +113,7 @@ impl Served {
     }
 
     fn ask(&self, request: Request) -> Result<Response, ControlError> {
-        Client::new(self.socket.clone(), None).call(request, &mut |_| {})
+        Client::new(self.socket.clone(), None).call(request, &mut |_: Progress| {})
     }
 
     fn is_well(&self) -> bool {
@@ -109,10 +159,24 @@ fn the_kernel_says_who_asks() {
 }
 
 #[test]
+fn parts_come_all_and_in_order_however_slowly_they_are_taken() {
+    let served = Served::new();
+    let mut slow = Slow(Vec::new());
+    let result = Client::new(served.socket.clone(), None).call(Request::VolumeList {}, &mut slow);
+    assert_eq!(result, Ok(Response::Log { versions: PARTS, more: false }));
+    assert_eq!(slow.0, (0..PARTS).collect::<Vec<_>>());
+    assert!(served.ask(Request::VolumeList {}).is_err(), "who expects one line gets an error");
+    // Then the handler hears that nobody listens, and the server goes on.
+    wait_until(|| served.handler.release.load(Ordering::SeqCst) == u32::MAX);
+    assert!(served.is_well());
+}
+
+#[test]
 fn progress_comes_before_the_result_in_order() {
     let served = Served::new();
     let mut seen = Vec::new();
-    let result = Client::new(served.socket.clone(), None).call(Request::Fsck {}, &mut |p| seen.push(p.done));
+    let result =
+        Client::new(served.socket.clone(), None).call(Request::Fsck {}, &mut |p: Progress| seen.push(p.done));
     assert_eq!(seen, [0, 1, 2]);
     let error = result.unwrap_err();
     assert_eq!((error.kind.exit_code(), error.to_string()), (12, "two lines".to_owned()));

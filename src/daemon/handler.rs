@@ -6,22 +6,24 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::control::{Caller, ControlHandler};
+use super::history;
 use super::keys;
 use super::mounts::Mounts;
+use super::news::Listener;
 use super::protocol::{
     ControlError, FsckReport, Health, MadeBy, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction,
     ScrubState, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target,
     VolumeInfo,
 };
 use super::report::GcInfo;
-use super::rights::{READ, WRITE, control_error, volume_for};
+use super::rights::{control_error, volume_for};
 use super::scrub::{self, Scrubber};
 use super::watched::watched;
 use super::{policy, status, upgrade};
 use crate::store::control::Control;
 use crate::store::model::SnapshotKind;
 use crate::types::Lsn;
-use crate::volume::{self, SnapshotRow, Volume, Volumes};
+use crate::volume::{self, READ, SnapshotRow, Volume, Volumes, WRITE};
 
 /// Carries out requests on an open store.
 pub struct Handler {
@@ -30,6 +32,7 @@ pub struct Handler {
     pub(super) key_file: Option<PathBuf>,
     pub(super) owner: u32,
     pub(super) scrubber: Scrubber,
+    pub(super) turns: history::Turns,
 }
 
 type Outcome = Result<Response, ControlError>;
@@ -48,12 +51,17 @@ impl Handler {
         let owner = std::fs::metadata(&path)
             .map_err(|e| ControlError::failed(format!("reading {}: {e}", path.display())))?
             .uid();
-        Ok(Handler { volumes, mounts, key_file, owner, scrubber: Scrubber::new() })
+        let (scrubber, turns) = (Scrubber::new(), history::Turns::default());
+        Ok(Handler { volumes, mounts, key_file, owner, scrubber, turns })
     }
 
     /// The user who owns the store.
     pub fn owner(&self) -> u32 {
         self.owner
+    }
+
+    fn open(&self) -> history::Open<'_> {
+        history::Open { volumes: &self.volumes, owner: self.owner, turns: &self.turns }
     }
 
     pub(super) fn admin(&self, caller: &Caller, what: &str) -> Result<(), ControlError> {
@@ -262,8 +270,11 @@ fn snapshot_info(volume: &Volume, row: SnapshotRow) -> Result<SnapshotInfo, Cont
 }
 
 impl ControlHandler for Handler {
-    fn handle(&self, caller: &Caller, request: Request, progress: &mut dyn FnMut(Progress)) -> Outcome {
+    fn handle(&self, caller: &Caller, request: Request, listener: &mut dyn Listener) -> Outcome {
+        let mut progress = |news| listener.progress(news);
         match request {
+            Request::Diff(request) => history::diff(self.open(), caller, &request, listener),
+            Request::Log(request) => history::log(self.open(), caller, &request, listener),
             Request::Ping {} => {
                 Ok(Response::Pong { version: env!("CARGO_PKG_VERSION").to_owned(), pid: std::process::id() })
             }
@@ -329,7 +340,7 @@ impl ControlHandler for Handler {
             Request::Status { target } => self.status(caller, &target),
             Request::Fsck {} => {
                 self.admin(caller, "fsck")?;
-                self.fsck(progress)
+                self.fsck(&mut progress)
             }
             Request::Repair { .. } => {
                 self.admin(caller, "repairing")?;
@@ -338,11 +349,11 @@ impl ControlHandler for Handler {
             }
             Request::Scrub { action } => {
                 self.admin(caller, "scrubbing")?;
-                self.scrub(action, progress)
+                self.scrub(action, &mut progress)
             }
             Request::Gc { dry_run } => {
                 self.admin(caller, "rewriting packs")?;
-                self.gc(dry_run, progress)
+                self.gc(dry_run, &mut progress)
             }
             request => {
                 self.admin(caller, "handling keys")?;

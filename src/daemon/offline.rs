@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::client::Backend;
 use super::control::Local;
 use super::handler::Handler;
+use super::news::Listener;
 use super::protocol::{ControlError, FsckReport, Progress, RepairReport, Request, Response};
 use super::rights::control_error;
 use crate::arena;
@@ -41,6 +42,8 @@ fn mode_of(request: &Request) -> OpenMode {
         | Request::VolumeList {}
         | Request::SnapshotList { .. }
         | Request::Status { .. }
+        | Request::Diff(_)
+        | Request::Log(_)
         | Request::Fsck {}
         | Request::Scrub { .. }
         | Request::Gc { dry_run: true }
@@ -52,12 +55,12 @@ fn mode_of(request: &Request) -> OpenMode {
 }
 
 impl Backend for Offline {
-    fn call(&self, request: Request, progress: &mut dyn FnMut(Progress)) -> Result<Response, ControlError> {
+    fn call(&self, request: Request, listener: &mut dyn Listener) -> Result<Response, ControlError> {
         if let Request::Repair { agreed } = &request {
-            return self.repair(agreed.as_deref(), progress);
+            return self.repair(agreed.as_deref(), &mut |news| listener.progress(news));
         }
         let opened = open_for(&self.store, self.key_file.as_deref(), mode_of(&request))?;
-        opened.local.call(request, progress)
+        opened.local.call(request, listener)
     }
 }
 

@@ -6,10 +6,10 @@ use super::control::Caller;
 use super::handler::Handler;
 use super::protocol::{ControlError, Response, Target};
 use super::report::WindowReport;
-use super::rights::{READ, control_error};
+use super::rights::control_error;
 use crate::types::Ino;
 use crate::volume::policy::{Kept, Setting};
-use crate::volume::{FsError, Volume};
+use crate::volume::{FsError, READ, Volume};
 
 /// A policy, as `policy show --json` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use super::care_report::*;
+pub use super::history_report::*;
 use super::mount_options::MountOptions;
 pub use super::report::*;
 pub use super::text::{Secret, one_line, wire_path, wire_path_option};
@@ -214,6 +215,10 @@ pub enum Request {
         /// Only says what it would be.
         dry_run: bool,
     },
+    /// What changed between two points: parts, then [`Response::Diff`].
+    Diff(DiffRequest),
+    /// The versions of a file, newest first: parts, then [`Response::Log`].
+    Log(LogRequest),
     /// One report per volume that the target means; [`Target::Store`] means all that are mounted, or `main`.
     Status {
         /// About what.
@@ -285,6 +290,36 @@ pub struct SnapshotCreate {
     pub all_volumes: bool,
 }
 
+/// See [`Request::Diff`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiffRequest {
+    /// A directory, or a volume.
+    pub target: Target,
+    /// What is meant below that directory, which may be gone; None means the directory.
+    #[serde(with = "wire_path_option")]
+    pub path: Option<PathBuf>,
+    /// The earlier point.
+    pub from: String,
+    /// The later point; None means now.
+    pub to: Option<String>,
+    /// Only the totals are wanted.
+    pub summary: bool,
+}
+
+/// See [`Request::Log`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogRequest {
+    /// A directory.
+    pub target: Target,
+    /// The file's path below it; the file may be gone.
+    #[serde(with = "wire_path")]
+    pub path: PathBuf,
+    /// No more versions than that.
+    pub limit: Option<u64>,
+}
+
 impl Request {
     /// The cheap bounds that every implementation relies on: names and tags in form and size. Called by
     /// the control server before the handler sees a request.
@@ -295,6 +330,13 @@ impl Request {
         match self {
             Request::VolumeCreate { name } => name_ok(name),
             Request::Mount(mount) => mount.options.check().map_err(ControlError::usage),
+            Request::Diff(diff) => {
+                let points = std::iter::once(&diff.from).chain(&diff.to);
+                let bad =
+                    |text: &String| text.parse::<types::point::Point>().err().map(|e| (text.clone(), e));
+                let bad = points.into_iter().find_map(bad);
+                bad.map_or(Ok(()), |(text, e)| Err(ControlError::usage(format!("point {text:?} {e}"))))
+            }
             Request::SnapshotCreate(create) => {
                 create.name.as_deref().map_or(Ok(()), name_ok)?;
                 let long = create.tags.iter().any(|(k, v)| k.is_empty() || k.len() + v.len() > TAG_BYTES_MAX);
@@ -330,6 +372,8 @@ pub enum Reply {
     Alive {},
     /// Still working. Lines may be left out when the peer reads slowly.
     Progress(Progress),
+    /// The next part of the answer. None is left out.
+    Part(Part),
     /// The last line: done.
     Ok(Response),
     /// The last line: failed.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::care_report::{FsckReport, RepairReport, ScrubState};
+use super::history_report::DiffTotals;
 use super::policy::PolicyInfo;
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
@@ -52,6 +53,15 @@ pub enum Response {
     SnapshotsDeleted(SnapshotsDeleted),
     /// To `Policy`.
     Policy(PolicyInfo),
+    /// To `Diff`, after its parts.
+    Diff(DiffTotals),
+    /// To `Log`, after its parts.
+    Log {
+        /// How many versions there were in them.
+        versions: u64,
+        /// There are older ones.
+        more: bool,
+    },
     /// To `Status`.
     Status(Vec<StatusReport>),
     /// To `Fsck`.

@@ -6,14 +6,8 @@ use super::control::Caller;
 use super::protocol::{ControlError, Target};
 use crate::store::model::{Attrs, FileKind};
 use crate::types::Ino;
-use crate::volume::{DEFAULT_VOLUME, FsError, Volume, Volumes};
+use crate::volume::{DEFAULT_VOLUME, FsError, SEARCH, User, Volume, Volumes, WRITE};
 
-/// Reading, in the bits of a mode.
-pub(super) const READ: u16 = 4;
-/// Writing.
-pub(super) const WRITE: u16 = 2;
-/// Searching a directory.
-const SEARCH: u16 = 1;
 /// A chain of parents longer than any path the kernel accepts is damage.
 const DEPTH_MAX: usize = 4096;
 
@@ -42,23 +36,19 @@ pub(super) fn volume_for(
         Target::Store => (DEFAULT_VOLUME, Ino::ROOT),
     };
     let volume = volumes.open(name).map_err(|e| control_error(&format!("volume {name}"), e))?;
-    if !caller.is_root_or(owner) {
-        check(&volume, caller, ino, wanted)?;
+    if let Some(user) = user_of(caller, owner) {
+        check(&volume, &user, ino, wanted)?;
     }
     Ok(volume)
 }
 
-/// The bits that the caller has on an object, by owner, group or others as the kernel chooses.
-fn granted(caller: &Caller, attrs: &Attrs) -> u16 {
-    let shift = match () {
-        () if caller.uid == attrs.uid => 6,
-        () if caller.in_group(attrs.gid) => 3,
-        () => 0,
-    };
-    (attrs.mode >> shift) & 7
+/// The caller as one who is held to modes and ACLs; None for root and the store's owner, who are not.
+pub(super) fn user_of(caller: &Caller, owner: u32) -> Option<User> {
+    let user = || User { uid: caller.uid, gid: caller.gid, groups: caller.groups.clone() };
+    (!caller.is_root_or(owner)).then(user)
 }
 
-fn check(volume: &Volume, caller: &Caller, ino: Ino, wanted: u16) -> Result<(), ControlError> {
+fn check(volume: &Volume, user: &User, ino: Ino, wanted: u16) -> Result<(), ControlError> {
     let denied = || {
         let verb = if wanted == WRITE { "write" } else { "read" };
         ControlError::failed(format!(
@@ -68,13 +58,14 @@ fn check(volume: &Volume, caller: &Caller, ino: Ino, wanted: u16) -> Result<(), 
     };
     // The number is the caller's claim, so no detail of what lies there is told.
     let attrs = volume.getattr(None, ino).map_err(|_| denied())?.attrs;
-    if granted(caller, &attrs) & wanted != wanted {
+    let granted = |ino, attrs: &Attrs| volume.granted(None, ino, attrs, user).map_err(|_| denied());
+    if granted(ino, &attrs)? & wanted != wanted {
         return Err(denied());
     }
     let mut dir = if attrs.kind == FileKind::Dir { attrs.parent } else { Ino::ROOT };
     for _ in 0..DEPTH_MAX {
         let attrs = volume.getattr(None, dir).map_err(|_| denied())?.attrs;
-        if granted(caller, &attrs) & SEARCH == 0 {
+        if granted(dir, &attrs)? & SEARCH == 0 {
             return Err(denied());
         }
         if dir == Ino::ROOT {

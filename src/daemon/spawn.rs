@@ -114,7 +114,7 @@ pub fn start(
             Reply::Alive {} => {}
             Reply::Progress(news) => progress(news),
             Reply::Ok(Response::Mounted { mountpoint }) => return Ok(mountpoint),
-            Reply::Ok(_) => {
+            Reply::Ok(_) | Reply::Part(_) => {
                 return Err(ControlError::failed("the server gave an answer that was not asked for"));
             }
             Reply::Error(error) => {

@@ -18,6 +18,7 @@ pub(super) fn errno(error: &FsError) -> Errno {
         FsError::Invalid(_) => Errno::EINVAL,
         FsError::TooManyLinks => Errno::EMLINK,
         FsError::TooLarge => Errno::EFBIG,
+        FsError::TooMany(_) => Errno::E2BIG,
         FsError::ReadOnly => Errno::EROFS,
         FsError::NoAttribute => Errno::ENODATA,
         FsError::AttributeTooLarge => Errno::ENOSPC,

@@ -87,6 +87,17 @@ pub const DIRECT_REMOVE_BLOCKS_MAX: u64 = 64;
 /// Cuts an inode may carry; the next one first waits for the reaper.
 pub const CUTS_MAX: usize = 8;
 
+/// Changes that one comparison of two points tells.
+pub const DIFF_CHANGES_MAX: usize = 1_000_000;
+/// Inodes, and names of files with several, that one comparison looks at.
+pub const DIFF_INODES_MAX: usize = 4_000_000;
+/// Longest path that a comparison tells: four times what a program can name at once.
+pub const DIFF_PATH_BYTES_MAX: usize = 16 * 1024;
+/// Versions that one look at a file's history tells.
+pub const LOG_VERSIONS_MAX: usize = 1_000_000;
+/// Snapshots named beside one version of a file; of more only their number is told.
+pub const LOG_SNAPSHOTS_MAX: usize = 100;
+
 /// Bytes of one control-socket request.
 pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Control connections served at once.

@@ -7,7 +7,7 @@
 use super::xattr::Changed;
 use super::{FsError, FsResult, Volume};
 use crate::store::model::{Attrs, Edit, FileKind, RequestId, Xattr};
-use crate::types::Ino;
+use crate::types::{Ino, Lsn};
 
 /// Checked at every access.
 pub const ACCESS: &[u8] = b"system.posix_acl_access";
@@ -153,6 +153,28 @@ impl Acl {
         self.0.len() == 3
     }
 
+    /// What it grants a user who is in the groups that `in_group` accepts, on something of that owner and
+    /// group. Of several groups the grants add up.
+    pub(super) fn granted(&self, uid: u32, owner: (u32, u32), in_group: impl Fn(u32) -> bool) -> u16 {
+        let bits = |tag| self.0.iter().find(|e| e.tag == tag).map_or(7, |e| e.bits);
+        if uid == owner.0 {
+            return bits(Tag::Owner);
+        }
+        let mask = bits(Tag::Mask);
+        if let Some(named) = self.0.iter().find(|e| e.tag == Tag::User && e.id == uid) {
+            return named.bits & mask;
+        }
+        let groups = self.0.iter().filter(|e| match e.tag {
+            Tag::Group => in_group(owner.1),
+            Tag::NamedGroup => in_group(e.id),
+            _ => false,
+        });
+        match groups.map(|e| e.bits).reduce(|a, b| a | b) {
+            Some(all) => all & mask,
+            None => bits(Tag::Other),
+        }
+    }
+
     /// What `chmod` makes of it.
     fn with_mode(mut self, mode: u16) -> Acl {
         self.classes(|bits, at| *bits = mode >> at & 7);
@@ -173,11 +195,17 @@ impl Volume {
         Edit::PutXattr { vol: self.vol, ino, hash: self.xattr_hash(kind.name()), xattr }
     }
 
-    fn acl(&self, ino: Ino, attrs: &Attrs, kind: AclKind) -> FsResult<Option<Acl>> {
+    pub(super) fn acl(
+        &self,
+        at: Option<Lsn>,
+        ino: Ino,
+        attrs: &Attrs,
+        kind: AclKind,
+    ) -> FsResult<Option<Acl>> {
         if attrs.xattrs == 0 {
             return Ok(None);
         }
-        match self.view(None).xattr(ino, &self.xattr_hash(kind.name()))? {
+        match self.view(at).xattr(ino, &self.xattr_hash(kind.name()))? {
             Some(xattr) => Acl::decode(&xattr.value),
             None => Ok(None),
         }
@@ -196,7 +224,7 @@ impl Volume {
         if attrs.kind == FileKind::Symlink {
             return Ok(lists);
         }
-        let Some(default) = self.acl(parent, parent_attrs, AclKind::Default)? else {
+        let Some(default) = self.acl(None, parent, parent_attrs, AclKind::Default)? else {
             attrs.mode &= !(umask & 0o777);
             return Ok(lists);
         };
@@ -214,7 +242,7 @@ impl Volume {
 
     /// The edit by which an access list follows a change of the mode, if there is one.
     pub(super) fn follow_mode(&self, ino: Ino, attrs: &Attrs, mode: u16) -> FsResult<Option<Edit>> {
-        let acl = self.acl(ino, attrs, AclKind::Access)?;
+        let acl = self.acl(None, ino, attrs, AclKind::Access)?;
         Ok(acl.map(|acl| self.put_acl(ino, AclKind::Access, &acl.with_mode(mode))))
     }
 
@@ -289,6 +317,22 @@ mod tests {
         assert!(minimal.is_minimal() && minimal.mode_bits() == 0o640);
         assert_eq!(minimal.with_mode(0o604).mode_bits(), 0o604);
         assert_eq!(extended().inherited(0o660).mode_bits(), 0o660);
+    }
+
+    #[test]
+    fn who_is_named_gets_what_the_mask_leaves() {
+        let acl = extended().with_mode(0o751);
+        let bits = |uid, groups: &[u32]| acl.granted(uid, (1, 2), |gid| groups.contains(&gid));
+        let of = |tag: Tag| acl.0.iter().find(|e| e.tag == tag).unwrap();
+        let mask = of(Tag::Mask).bits;
+        assert_eq!(bits(1, &[]), of(Tag::Owner).bits);
+        assert_eq!(bits(of(Tag::User).id, &[2]), of(Tag::User).bits & mask);
+        assert_eq!(bits(99, &[2]), of(Tag::Group).bits & mask);
+        assert_eq!(
+            bits(99, &[2, of(Tag::NamedGroup).id]),
+            (of(Tag::Group).bits | of(Tag::NamedGroup).bits) & mask
+        );
+        assert_eq!(bits(99, &[98]), of(Tag::Other).bits);
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub enum FsError {
     /// There is no data or no hole behind the offset.
     #[error("no such offset")]
     NoSuchOffset,
+    /// The answer would take more memory than it may.
+    #[error("{0}")]
+    TooMany(&'static str),
     /// The caller may not do that.
     #[error("not permitted: {0}")]
     NotPermitted(&'static str),

@@ -10,18 +10,21 @@ pub mod acl;
 mod attr;
 mod budget;
 mod cell;
+mod changes;
 mod copy;
 mod dir;
 mod error;
 mod extents;
 mod file;
 mod flush;
+mod log;
 mod namespace;
 pub mod policy;
 mod protect;
 mod range;
 mod rename;
 mod snapshot;
+mod user;
 mod xattr;
 
 #[cfg(test)]
@@ -37,13 +40,16 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use access::AccessTimes;
 pub use attr::{Attr, SetAttr, Writer};
+pub use changes::{Change, How, Scope, What};
 pub use copy::CopySource;
 pub use dir::DirEntry;
 pub use error::{FsError, FsResult};
+pub use log::FileVersion;
 pub use namespace::NewNode;
 pub use range::{Allocate, Seek};
 pub use rename::RenameMode;
 pub use snapshot::{SnapshotCreate, SnapshotRow};
+pub use user::{READ, SEARCH, User, WRITE};
 pub use xattr::XattrMode;
 
 use crate::arena::{self, Arena, Recovered};

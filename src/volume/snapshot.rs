@@ -7,7 +7,7 @@ use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
 use crate::types::limits::{POINTS_MAX, SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339, scheduled_snapshot_name};
-use crate::types::{Lsn, Timestamp, VolumeId};
+use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 
 /// Dirty bytes that a barrier leaves to be committed while everybody waits.
 const BARRIER_BYTES: u64 = 1 << 20;
@@ -187,6 +187,12 @@ impl Volume {
     /// Whether the state at `at` can still be read.
     pub fn is_readable(&self, at: Lsn) -> bool {
         self.with_state(|v| v.is_readable(at)).unwrap_or(false)
+    }
+
+    /// A number below that of every inode made after `at`, as near as the points before it tell.
+    pub(super) fn made_after(&self, at: Lsn) -> FsResult<Ino> {
+        let next = self.with_state(|v| v.points.range(..=at).next_back().map(|(_, point)| point.next_ino))?;
+        Ok(next.map_or(Ino::ROOT, Ino))
     }
 
     /// Bytes that only the snapshot at `at` keeps.

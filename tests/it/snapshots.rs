@@ -1,6 +1,8 @@
 //! Snapshots, moments of the past, volumes: what they hold, how they are named, who may touch them.
 
 mod contents;
+mod diff;
+mod log;
 mod names;
 mod points;
 mod policy;

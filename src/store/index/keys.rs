@@ -74,6 +74,13 @@ pub fn prefix(vol: VolumeId, family: Family, ino: Ino) -> Vec<u8> {
     start(vol, family as u8, ino, 24)
 }
 
+/// What all keys of a family begin with.
+pub fn family(vol: VolumeId, family: Family) -> Vec<u8> {
+    let mut key = volume(vol);
+    key.push(family as u8);
+    key
+}
+
 /// What all keys of a volume begin with.
 pub fn volume(vol: VolumeId) -> Vec<u8> {
     vol.0.to_be_bytes().to_vec()

@@ -9,6 +9,7 @@ mod files;
 pub mod frozen;
 pub mod keys;
 mod mend;
+pub mod past;
 mod path;
 pub mod relocate;
 pub mod rows;
@@ -36,6 +37,7 @@ use rows::{PackStat, Snapshot, State, Stored, Volume};
 
 pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
 pub use frozen::Frozen;
+pub use past::{Ended, Named, Span};
 pub use txn::{Locate, wants_rebind};
 pub use view::{Version, View};
 

@@ -82,40 +82,36 @@ impl Index {
     ) -> Result<Vec<Ended>> {
         let mut found = Vec::new();
         if limit > 0 {
-            self.visit_ended(vol, firsts, ends, |item| {
+            self.visit_ended(vol, (firsts.0.next(), firsts.1), ends, |item| {
                 found.push(item);
-                found.len() < limit
+                Ok(found.len() < limit)
             })?;
         }
         Ok(found)
     }
 
-    /// Visits the dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, while
+    /// Visits the dead-list items with `firsts.0 ≤ first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, while
     /// `visit` says true.
-    fn visit_ended(
+    pub(super) fn visit_ended(
         &self,
         vol: VolumeId,
         firsts: (Lsn, Lsn),
         ends: (Lsn, Lsn),
-        mut visit: impl FnMut(Ended) -> bool,
+        mut visit: impl FnMut(Ended) -> Result<bool>,
     ) -> Result<()> {
         let below = keys::ended_from(vol, firsts.1.next(), Lsn::ZERO);
-        let from = keys::ended_from(vol, firsts.0.next(), Lsn::ZERO);
+        let from = keys::ended_from(vol, firsts.0, ends.0.next());
         let mut it = self.iterate(HISTORY, &from, &below)?;
         while let Some((key, value)) = it.item() {
             let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
             if end <= ends.0 || end > ends.1 {
-                // Skip to the part of this bucket that counts, or to the next bucket.
-                let next = if end > ends.1 {
-                    keys::ended_from(vol, first.next(), Lsn::ZERO)
-                } else {
-                    keys::ended_from(vol, first, ends.0.next())
-                };
-                it.seek(&next);
+                // Skip to the part of this bucket that counts, or of the next one.
+                let bucket = if end > ends.1 { first.next() } else { first };
+                it.seek(keys::ended_from(vol, bucket, ends.0.next()));
                 continue;
             }
             let bytes = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
-            if !visit((first, end, head, bytes)) {
+            if !visit((first, end, head, bytes))? {
                 break;
             }
             it.next();
@@ -134,9 +130,9 @@ impl Index {
             (previous, next)
         };
         let mut total = 0u64;
-        self.visit_ended(vol, (previous, at), (at, next), |(.., bytes)| {
+        self.visit_ended(vol, (previous.next(), at), (at, next), |(.., bytes)| {
             total = total.saturating_add(bytes);
-            true
+            Ok(true)
         })?;
         Ok(total)
     }

@@ -18,14 +18,14 @@ pub struct Version<T> {
 }
 
 /// Called with the birth, the row and the key of each version met; false ends the scan.
-type Visit<'a> = dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool> + 'a;
+pub(super) type Visit<'a> = dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool> + 'a;
 
 /// A volume as it is, or as it was at a point.
 #[derive(Clone)]
 pub struct View {
-    index: Arc<Index>,
-    vol: VolumeId,
-    at: Option<Lsn>,
+    pub(super) index: Arc<Index>,
+    pub(super) vol: VolumeId,
+    pub(super) at: Option<Lsn>,
 }
 
 impl View {
@@ -52,7 +52,7 @@ impl View {
         Ok(self.index.history_after(key, at)?.map(|(_, stored)| stored).filter(|s| s.since <= at))
     }
 
-    fn get<T: Item>(&self, key: &[u8]) -> Result<Option<Version<T>>> {
+    pub(super) fn get<T: Item>(&self, key: &[u8]) -> Result<Option<Version<T>>> {
         match self.stored(key)? {
             None => Ok(None),
             Some(stored) => Ok(Some(Version { since: stored.since, item: self.index.item(key, &stored)? })),
@@ -127,7 +127,7 @@ impl View {
         })
     }
 
-    fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<()> {
+    pub(super) fn scan(&self, prefix: &[u8], from: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         let below = keys::after_prefix(prefix);
         match self.at {
             None => self.index.range(HEADS, from, &below, |key, value| {

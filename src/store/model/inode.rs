@@ -242,6 +242,13 @@ impl Dirent {
     }
 }
 
+impl Dirent {
+    /// Only the inode, out of the public half.
+    pub fn ino_of(public: &[u8]) -> Result<Ino, WireError> {
+        get_ino(&mut Decoder::new(public))
+    }
+}
+
 impl Item for Dirent {
     fn split(&self) -> Split {
         let mut e = Encoder::with_capacity(10);

@@ -6,10 +6,12 @@
 mod accessed;
 mod basic;
 mod care;
+mod changes;
 mod failing;
 mod gc;
 mod hostile;
 mod kept;
+mod log;
 mod model;
 mod names;
 mod ops;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,6 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::process::Process;
+use super::sys::NOBODY;
 use super::{Run, args, run, setting, test_root, within};
 
 /// The program under test.
@@ -106,6 +108,16 @@ impl Store {
     /// Runs the program to its end.
     pub fn cli(&self, args: &[OsString]) -> Run {
         run(&mut self.command(args))
+    }
+
+    /// Runs the program as user nobody, out of a copy that he can reach wherever cargo put it.
+    pub fn as_nobody(&self, args: &[OsString]) -> Run {
+        let program = self.home().join("rewindfs");
+        if !program.exists() {
+            fs::copy(REWINDFS, &program).expect("copying the program");
+        }
+        let mut command = Command::new(&program);
+        run(command.args(args).uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", "/nonexistent"))
     }
 
     /// Runs the program, which must succeed; its standard output.

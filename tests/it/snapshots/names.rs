@@ -1,14 +1,11 @@
 //! `snapshot create/list/delete/hold/release`, and the same by `mkdir` and `rmdir`.
 
 use std::fs;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::mounting::REWINDFS;
 use crate::harness::sys::{NOBODY, as_user, chmod, mkdir, names};
-use crate::harness::{Mount, Store, args, run};
+use crate::harness::{Mount, Store, args};
 
 /// Names that CLI.md rules out.
 fn bad_names() -> [String; 5] {
@@ -165,13 +162,7 @@ fn a_stranger_may_list_but_neither_take_nor_delete() {
     let mount = Store::encrypted().mount();
     chmod(mount.path(), 0o755).expect("chmod");
     mount.snapshot("roots");
-    // A copy that user nobody can reach, wherever cargo put the program.
-    let program = mount.store().home().join("rewindfs");
-    fs::copy(REWINDFS, &program).expect("copying the program");
-    let nobody = |args: &[std::ffi::OsString]| {
-        let mut command = Command::new(&program);
-        run(command.args(args).uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", "/nonexistent"))
-    };
+    let nobody = |args: &[std::ffi::OsString]| mount.store().as_nobody(args);
     let list = nobody(&args!["snapshot", "list", mount.path()]).expect_ok();
     assert!(list.contains("roots"), "{list}");
     nobody(&args!["snapshot", "create", mount.path(), "his"]).expect_refusal(1);

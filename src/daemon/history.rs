@@ -1,0 +1,302 @@
+//! What `diff` and `log` do. Both answer in parts, and neither keeps anything for a client between requests.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::control::Caller;
+use super::news::Listener;
+use super::protocol::{
+    Aspect, ChangeInfo, ChangeKind, ControlError, DiffRequest, DiffTotals, LogRequest, NodeKind, Part,
+    Response, Target, VersionInfo,
+};
+use super::rights::{control_error, user_of, volume_for};
+use crate::store::model::FileKind;
+use crate::types::limits::LOG_VERSIONS_MAX;
+use crate::types::point::Point;
+use crate::types::{Ino, Lsn};
+use crate::volume::{Change, FileVersion, FsError, How, READ, SEARCH, Scope, User, Volume, Volumes};
+
+type Outcome = Result<Response, ControlError>;
+
+/// Items in one part, and bytes of their texts; far under a reply's limit, also in hex.
+const PART_ITEMS: usize = 1000;
+const PART_BYTES: usize = 1 << 20;
+/// How long a comparison waits for another to end.
+const TURN_PATIENCE: Duration = Duration::from_secs(60);
+/// How often a comparison with the present begins anew because the window moved past it.
+const TRIES: u32 = 3;
+
+/// An open store.
+#[derive(Clone, Copy)]
+pub(super) struct Open<'a> {
+    /// Its volumes.
+    pub(super) volumes: &'a Volumes,
+    /// The user who owns it.
+    pub(super) owner: u32,
+    /// Whose turn it is to compare.
+    pub(super) turns: &'a Turns,
+}
+
+/// A comparison may take much memory, so there is one at a time, and one more for those whose right it is to
+/// everything: nobody else can keep them waiting.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    everyone: Mutex<()>,
+    privileged: Mutex<()>,
+}
+
+impl Turns {
+    fn take(&self, user: Option<&User>) -> Result<MutexGuard<'_, ()>, ControlError> {
+        let turns = if user.is_some() { &self.everyone } else { &self.privileged };
+        let busy = || ControlError::failed("other comparisons are under way; try again when they are done");
+        turns.try_lock_for(TURN_PATIENCE).ok_or_else(busy)
+    }
+}
+
+/// What a request is about.
+struct Subject {
+    volume: Arc<Volume>,
+    /// The directory that the names start from.
+    dir: Ino,
+    names: Vec<Vec<u8>>,
+    /// None may see everything.
+    user: Option<User>,
+}
+
+fn subject(
+    open: Open<'_>,
+    caller: &Caller,
+    target: &Target,
+    path: Option<&Path>,
+) -> Result<Subject, ControlError> {
+    let names = path.map_or(Ok(Vec::new()), names_of)?;
+    // Who knows a name needs no list of them.
+    let wanted = if names.is_empty() { READ | SEARCH } else { SEARCH };
+    let volume = volume_for(open.volumes, open.owner, caller, target, wanted)?;
+    let dir = if let Target::File { ino, .. } = target { Ino(*ino) } else { Ino::ROOT };
+    Ok(Subject { volume, dir, names, user: user_of(caller, open.owner) })
+}
+
+fn names_of(path: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
+    let name = |component: Component<'_>| match component {
+        Component::Normal(name) => Ok(name.as_bytes().to_vec()),
+        _ => Err(ControlError::usage(format!("{}: not a path of names", path.display()))),
+    };
+    path.components().map(name).collect()
+}
+
+impl Subject {
+    fn place(&self) -> Result<(Ino, [u8; 16]), FsError> {
+        let names: Vec<&[u8]> = self.names.iter().map(Vec::as_slice).collect();
+        self.volume.place_of(self.dir, &names, self.user.as_ref())
+    }
+
+    /// The path asked about, for messages.
+    fn shown(&self) -> String {
+        if self.names.is_empty() {
+            return format!("volume {}", self.volume.name());
+        }
+        self.names.iter().map(|name| String::from_utf8_lossy(name)).collect::<Vec<_>>().join("/")
+    }
+
+    fn resolve(&self, text: &str) -> Result<Lsn, ControlError> {
+        let point: Point = text.parse().map_err(|e| ControlError::usage(format!("{text} {e}")))?;
+        self.volume.resolve(&point).map_err(|e| match (e, point) {
+            (FsError::NotFound, Point::Name(name)) => {
+                let volume = self.volume.name();
+                ControlError::failed(format!(
+                    "volume {volume} has no snapshot {name}; see rewindfs snapshot list"
+                ))
+            }
+            (e, _) => control_error(text, e),
+        })
+    }
+}
+
+/// Answers `Diff`.
+pub(super) fn diff(
+    open: Open<'_>,
+    caller: &Caller,
+    request: &DiffRequest,
+    listener: &mut dyn Listener,
+) -> Outcome {
+    let subject = subject(open, caller, &request.target, request.path.as_deref())?;
+    let failed = |e| control_error(&format!("comparing {}", subject.shown()), e);
+    let scope = if subject.names.is_empty() {
+        Scope::Dir(subject.dir)
+    } else {
+        Scope::Name(subject.place().map_err(failed)?)
+    };
+    let _turn = open.turns.take(subject.user.as_ref())?;
+    let mut tries = 0;
+    let (from, to, changes) = loop {
+        if request.to.is_none() {
+            subject.volume.commit_all().map_err(failed)?;
+        }
+        let from = subject.resolve(&request.from)?;
+        let to = request.to.as_deref().map_or(Ok(subject.volume.latest()), |to| subject.resolve(to))?;
+        if from > to {
+            return Err(ControlError::usage(format!(
+                "{} is later than {}; name the earlier point first",
+                request.from,
+                request.to.as_deref().unwrap_or("now")
+            )));
+        }
+        tries += 1;
+        match subject.volume.diff(from, to, scope, subject.user.as_ref()) {
+            Err(FsError::NoSuchPoint(_)) if request.to.is_none() && tries < TRIES => {}
+            result => break (from, to, result.map_err(failed)?),
+        }
+    };
+    let mut totals = DiffTotals { from_lsn: from.0, to_lsn: to.0, ..DiffTotals::default() };
+    let mut part = Vec::new();
+    let mut bytes = 0;
+    for change in changes {
+        let count = match change.how {
+            How::Added => &mut totals.added,
+            How::Removed => &mut totals.removed,
+            How::Modified => &mut totals.modified,
+            How::Renamed => &mut totals.renamed,
+        };
+        *count += 1;
+        if request.summary {
+            continue;
+        }
+        bytes += change.path.len() + change.from.as_ref().map_or(0, Vec::len);
+        part.push(change_info(change));
+        if part.len() >= PART_ITEMS || bytes >= PART_BYTES {
+            bytes = 0;
+            listener.part(Part::Changes(std::mem::take(&mut part)))?;
+        }
+    }
+    if !part.is_empty() {
+        listener.part(Part::Changes(part))?;
+    }
+    Ok(Response::Diff(totals))
+}
+
+/// Answers `Log`.
+pub(super) fn log(
+    open: Open<'_>,
+    caller: &Caller,
+    request: &LogRequest,
+    listener: &mut dyn Listener,
+) -> Outcome {
+    let subject = subject(open, caller, &request.target, Some(&request.path))?;
+    let shown = subject.shown();
+    let failed = |e| match e {
+        FsError::NotFound => {
+            ControlError::failed(format!("{shown}: nothing of that name is known, now or before"))
+        }
+        FsError::IsDir => {
+            ControlError::usage(format!("{shown} is a directory; log tells the versions of a file"))
+        }
+        e => control_error(&shown, e),
+    };
+    let place = subject.place().map_err(failed)?;
+    let limit = request.limit.unwrap_or(u64::MAX).min(LOG_VERSIONS_MAX as u64);
+    let (mut told, mut more, mut bytes) = (0, false, 0);
+    let mut part = Vec::new();
+    let mut left = None;
+    let mut visit = |version: FileVersion| {
+        if told >= limit {
+            more = true;
+            return Ok(false);
+        }
+        told += 1;
+        bytes += version.path.len() + version.snapshots.iter().map(String::len).sum::<usize>();
+        part.push(version_info(version));
+        if part.len() >= PART_ITEMS || bytes >= PART_BYTES {
+            bytes = 0;
+            left = listener.part(Part::Versions(std::mem::take(&mut part))).err();
+        }
+        Ok(left.is_none())
+    };
+    subject.volume.versions(place, subject.user.as_ref(), &mut visit).map_err(failed)?;
+    if let Some(left) = left {
+        return Err(left);
+    }
+    if told == 0 && limit > 0 {
+        return Err(ControlError::failed(format!("{shown}: no version that you may read is kept")));
+    }
+    if !part.is_empty() {
+        listener.part(Part::Versions(part))?;
+    }
+    Ok(Response::Log { versions: told, more })
+}
+
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(if bytes.is_empty() { OsString::from(".") } else { OsString::from_vec(bytes) })
+}
+
+fn kind_of(kind: FileKind) -> NodeKind {
+    match kind {
+        FileKind::File => NodeKind::File,
+        FileKind::Dir => NodeKind::Directory,
+        FileKind::Symlink => NodeKind::Symlink,
+        FileKind::Fifo => NodeKind::Fifo,
+        FileKind::Socket => NodeKind::Socket,
+        FileKind::Char => NodeKind::CharDevice,
+        FileKind::Block => NodeKind::BlockDevice,
+    }
+}
+
+fn change_info(change: Change) -> ChangeInfo {
+    let what = change.what;
+    let aspects = [
+        (what.content, Aspect::Content),
+        (what.mode, Aspect::Mode),
+        (what.owner, Aspect::Owner),
+        (what.group, Aspect::Group),
+        (what.xattrs, Aspect::Xattrs),
+    ];
+    ChangeInfo {
+        change: match change.how {
+            How::Added => ChangeKind::Added,
+            How::Removed => ChangeKind::Removed,
+            How::Modified => ChangeKind::Modified,
+            How::Renamed => ChangeKind::Renamed,
+        },
+        path: path_of(change.path),
+        from: change.from.map(path_of),
+        kind: kind_of(change.kind),
+        size_before: change.size_before,
+        size_after: change.size_after,
+        what: aspects.into_iter().filter(|(differs, _)| *differs).map(|(_, aspect)| aspect).collect(),
+    }
+}
+
+fn version_info(version: FileVersion) -> VersionInfo {
+    VersionInfo {
+        time: version.time,
+        size: version.size,
+        author: version.author,
+        author_name: None,
+        lsn: version.lsn.0,
+        snapshots: version.snapshots,
+        snapshots_total: version.snapshots_total,
+        path: path_of(version.path),
+        kind: kind_of(version.kind),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_take_turns_and_keep_nobody_privileged_waiting() {
+        let turns = Turns::default();
+        let user = User { uid: 1, gid: 1, groups: Vec::new() };
+        let first = turns.take(Some(&user)).unwrap();
+        assert!(turns.everyone.try_lock().is_none(), "one at a time");
+        drop(turns.take(None).unwrap());
+        drop(first);
+        drop(turns.take(Some(&user)).unwrap());
+    }
+}

@@ -1,0 +1,210 @@
+//! The versions of one file: along its name, through the files that took it over, and along the names that the
+//! file had before. Each step back is one look at the history of a name or an inode, whose rows lie together.
+
+use super::changes::{Place, Scope, Tree};
+use super::user::{READ, User};
+use super::{FsError, FsResult, Volume};
+use crate::store::index::{Span, rows};
+use crate::store::model::{Dirent, FileKind, Inode};
+use crate::types::limits::LOG_SNAPSHOTS_MAX;
+use crate::types::{Ino, Lsn, Timestamp};
+
+/// A state of a file's content, under one name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileVersion {
+    /// The path that it had, from the volume's root on.
+    pub path: Vec<u8>,
+    /// What it is.
+    pub kind: FileKind,
+    /// The inode.
+    pub ino: Ino,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its modification time.
+    pub time: Timestamp,
+    /// Who wrote it: a user id.
+    pub author: u32,
+    /// The newest point at which it can be read.
+    pub lsn: Lsn,
+    /// The snapshots that show it, newest first; at most [`LOG_SNAPSHOTS_MAX`].
+    pub snapshots: Vec<String>,
+    /// How many snapshots show it.
+    pub snapshots_total: u64,
+}
+
+impl FileVersion {
+    /// Whether `other` is the same content.
+    fn is(&self, other: &FileVersion) -> bool {
+        let key = |v: &FileVersion| (v.ino, v.size, v.time, v.author);
+        key(self) == key(other)
+    }
+}
+
+/// A name that meant one inode, from a record on until before another.
+#[derive(Clone, Copy, Debug)]
+struct Meaning {
+    place: Place,
+    ino: Ino,
+    since: Lsn,
+    end: Lsn,
+}
+
+impl Meaning {
+    fn of(place: Place, span: &Span<Dirent>) -> Meaning {
+        Meaning { place, ino: span.item.ino, since: span.since, end: span.end }
+    }
+}
+
+/// A walk back through the versions of a file.
+struct Walk<'a> {
+    volume: &'a Volume,
+    user: Option<&'a User>,
+    visit: &'a mut dyn FnMut(FileVersion) -> FsResult<bool>,
+    /// Found under that name, and perhaps still to be found at earlier points.
+    pending: Option<(Place, FileVersion)>,
+    /// Whether more is wanted.
+    open: bool,
+}
+
+impl Volume {
+    /// Visits the versions of the file that has or last had a name, newest first, while `visit` says true: each
+    /// state of its content (size, modification time, author) that some point still shows. Where the name began
+    /// to mean this file, the file that it meant until then follows; else, if this one had another name before,
+    /// what it was under that; else what the name had meant earlier. A `user` is told only what he could read.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when the name never meant anything that is still known, [`FsError::IsDir`], from the
+    /// store.
+    pub fn versions(
+        &self,
+        place: Place,
+        user: Option<&User>,
+        visit: &mut dyn FnMut(FileVersion) -> FsResult<bool>,
+    ) -> FsResult<()> {
+        let newest = self.meaning_before(place, Lsn::MAX)?.ok_or(FsError::NotFound)?;
+        if newest.item.kind == FileKind::Dir {
+            return Err(FsError::IsDir);
+        }
+        self.commit_file(newest.item.ino)?;
+        let mut walk = Walk { volume: self, user, visit, pending: None, open: true };
+        let mut next = Some(Meaning::of(place, &newest));
+        while let Some(meaning) = next.filter(|_| walk.open) {
+            walk.follow(meaning)?;
+            next = self.before(meaning)?;
+        }
+        walk.tell()
+    }
+
+    /// What a name meant last before the record `before`.
+    fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
+        let mut found = None;
+        self.view(None).entry_spans(place.0, &place.1, before, |span| {
+            found = Some(span);
+            Ok(false)
+        })?;
+        Ok(found)
+    }
+
+    /// What comes before the moment at which a name began to mean a file. Always earlier.
+    fn before(&self, now: Meaning) -> FsResult<Option<Meaning>> {
+        let earlier = self.meaning_before(now.place, now.since)?;
+        let earlier = earlier.filter(|span| span.item.kind != FileKind::Dir);
+        let earlier = earlier.map(|span| Meaning::of(now.place, &span));
+        if earlier.is_some_and(|meaning| meaning.end == now.since) {
+            return Ok(earlier);
+        }
+        Ok(self.other_name(now)?.or(earlier))
+    }
+
+    /// The name that a file had before it got the one it has now.
+    fn other_name(&self, now: Meaning) -> FsResult<Option<Meaning>> {
+        let mut version = None;
+        self.view(None).inode_spans(now.ino, now.since, |span| {
+            version = Some(span);
+            Ok(false)
+        })?;
+        let Some(version) = version.filter(|v| v.item.attrs.nlink > 0) else { return Ok(None) };
+        let place = (version.item.attrs.parent, version.item.attrs.name);
+        if place == now.place {
+            return Ok(None);
+        }
+        let entry = self.meaning_before(place, version.since.next())?;
+        let entry = entry.filter(|e| e.item.ino == now.ino && e.end > version.since);
+        Ok(entry.map(|span| Meaning { end: span.end.min(now.since), ..Meaning::of(place, &span) }))
+    }
+}
+
+/// The newest point in `since..end` at which everything can be read; records end at `last`.
+fn newest_readable(volume: &rows::Volume, since: Lsn, end: Lsn, last: Lsn) -> Option<Lsn> {
+    let newest = Lsn(end.0.saturating_sub(1)).min(last);
+    if newest >= since && newest >= volume.floor {
+        return Some(newest);
+    }
+    volume.points.range(since..end).rev().find(|(_, point)| !point.deleting).map(|(at, _)| *at)
+}
+
+impl Walk<'_> {
+    /// Tells the versions that a file had while the name meant it.
+    fn follow(&mut self, meaning: Meaning) -> FsResult<()> {
+        let mut failed = None;
+        self.volume.view(None).inode_spans(meaning.ino, meaning.end, |span| {
+            let (since, end) = (span.since.max(meaning.since), span.end.min(meaning.end));
+            if since >= end {
+                return Ok(false);
+            }
+            if let Err(e) = self.meet(meaning, &span.item, since, end) {
+                failed = Some(e);
+            }
+            Ok(self.open && failed.is_none())
+        })?;
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// A version of the inode, as the name showed it from `since` until before `end`.
+    fn meet(&mut self, meaning: Meaning, inode: &Inode, since: Lsn, end: Lsn) -> FsResult<()> {
+        let last = self.volume.latest();
+        let Some(lsn) = self.volume.with_state(|v| newest_readable(v, since, end, last))? else {
+            return Ok(());
+        };
+        let mut tree = Tree::new(self.volume, lsn, Scope::Dir(Ino::ROOT), self.user).of_known_names();
+        let Some(spot) = tree.spot(meaning.place)?.filter(|spot| spot.open) else { return Ok(()) };
+        if let Some(user) = self.user
+            && self.volume.granted(Some(lsn), meaning.ino, &inode.attrs, user)? & READ == 0
+        {
+            return Ok(());
+        }
+        let version = FileVersion {
+            path: spot.path,
+            kind: inode.attrs.kind,
+            ino: meaning.ino,
+            size: inode.attrs.size,
+            time: inode.attrs.mtime,
+            author: inode.attrs.author,
+            lsn,
+            snapshots: Vec::new(),
+            snapshots_total: 0,
+        };
+        if !self.pending.as_ref().is_some_and(|(place, v)| *place == meaning.place && v.is(&version)) {
+            self.tell()?;
+            self.pending = Some((meaning.place, version));
+        }
+        let Some((_, pending)) = &mut self.pending else { return Ok(()) };
+        self.volume.with_state(|v| {
+            let shown = v.points.range(since..end).rev().filter(|(_, p)| !p.deleting && !p.is_mark());
+            for (_, snapshot) in shown {
+                pending.snapshots_total += 1;
+                if pending.snapshots.len() < LOG_SNAPSHOTS_MAX {
+                    pending.snapshots.push(snapshot.spec.name.clone());
+                }
+            }
+        })
+    }
+
+    /// Tells the version that is complete.
+    fn tell(&mut self) -> FsResult<()> {
+        if let Some((_, version)) = self.pending.take().filter(|_| self.open) {
+            self.open = (self.visit)(version)?;
+        }
+        Ok(())
+    }
+}
