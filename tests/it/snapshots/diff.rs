@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::harness::sys::{chmod, chown, raw_name, set_xattr};
+use crate::harness::acl::{ACCESS, acl};
+use crate::harness::sys::{NOBODY, chmod, chown, raw_name, set_xattr};
 use crate::harness::{Mount, Store, args};
 
 fn lines(store: &Store, arguments: &[std::ffi::OsString]) -> Vec<String> {
@@ -162,6 +163,29 @@ fn a_user_is_told_what_he_may_read_and_no_name_more() {
     diff(&args![at("private"), "a"]).expect_refusal(1);
     diff(&args![at("public/closed"), "a"]).expect_refusal(1);
     assert_eq!(lines(mount.store(), &args![mount.path(), "a"]).len(), 5);
+}
+
+#[test]
+fn an_acl_decides_and_not_the_mode_that_stands_for_it() {
+    let mount = Store::encrypted().mount();
+    let at = |name: &str| mount.path().join(name);
+    open_to_all(mount.path());
+    mount.snapshot("a");
+    for (dir, list) in [
+        ("named", "u:rwx u65534:r-x g:--- m:r-x o:---"),
+        // The mode says r-x for the group, which is the mask.
+        ("masked", "u:rwx u4242:r-x g:--- m:r-x o:---"),
+    ] {
+        fs::create_dir(at(dir)).expect("mkdir");
+        chown(&at(dir), 0, NOBODY).expect("chown");
+        set_xattr(&at(dir), ACCESS, &acl(list), 0).expect("setxattr");
+        fs::write(at(dir).join("f"), "x").expect("writing");
+    }
+    let told = mount.store().as_nobody(&args!["diff", mount.path(), "a"]).expect_ok();
+    assert_eq!(told.lines().collect::<Vec<_>>(), ["A  masked/", "A  named/", "A  named/f  (1 B)"]);
+    mount.store().as_nobody(&args!["diff", at("named"), "a"]).expect_ok();
+    mount.store().as_nobody(&args!["diff", at("masked"), "a"]).expect_refusal(1);
+    mount.store().as_nobody(&args!["snapshot", "list", at("masked")]).expect_refusal(1);
 }
 
 #[test]
