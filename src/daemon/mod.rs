@@ -18,6 +18,7 @@ pub mod report;
 mod rights;
 mod scrub;
 pub mod server;
+mod settings;
 pub mod spawn;
 mod status;
 pub mod sys;

@@ -53,6 +53,12 @@ pub enum FsError {
     /// The permissions do not allow it, or no permissions could.
     #[error("permission denied")]
     NoAccess,
+    /// The permissions do not allow it, with what and where.
+    #[error("permission denied: {0}")]
+    Denied(String),
+    /// It cannot be done as things are, with the reason.
+    #[error("{0}")]
+    Refused(String),
     /// The operation does not exist for this object.
     #[error("not supported")]
     NotSupported,

@@ -38,7 +38,7 @@ pub struct SnapshotRow {
 
 impl Shared {
     /// Runs `change` at a moment when everything that returned is committed and nothing else can be.
-    fn barrier<T>(&self, change: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
+    pub(super) fn barrier<T>(&self, change: impl FnOnce() -> FsResult<T>) -> FsResult<T> {
         // While much is sealed only writers wait; everything else waits for the little that is left.
         let draining = (self.budget.used() > BARRIER_BYTES).then(|| self.budget.drain());
         if draining.is_some() {

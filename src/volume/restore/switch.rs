@@ -1,0 +1,233 @@
+//! The step that makes a restore visible: behind a barrier, a snapshot of what is replaced and one record.
+
+use std::collections::BTreeMap;
+
+use parking_lot::RwLockWriteGuard;
+
+use super::plan::{DirPlan, Plan};
+use super::stage::Stage;
+use super::{Restore, Restored, Touched};
+use crate::store::index::View;
+use crate::store::model::{Attrs, Dirent, Edit, FileKind, SnapshotKind, SnapshotSpec};
+use crate::types::limits::{SNAPSHOT_NAME_BYTES_MAX, SNAPSHOT_VIEW_MAX};
+use crate::types::point::default_snapshot_name;
+use crate::types::{Ino, Lsn, Timestamp};
+use crate::volume::cell::Live;
+use crate::volume::{CellRef, FsError, FsResult, SnapshotRow, Volume, Volumes};
+
+/// Names that an inode loses: directory and hash.
+type Lost = BTreeMap<Ino, Vec<(Ino, [u8; 16])>>;
+
+/// The change of one record.
+struct Change<'a> {
+    volume: &'a Volume,
+    restore: &'a Restore,
+    plan: &'a Plan,
+    stage: &'a Stage<'a>,
+    now: Timestamp,
+    edits: Vec<Edit>,
+    touched: Touched,
+}
+
+impl Volumes {
+    /// Makes the plan's change visible. None when programs have changed meanwhile what it is about.
+    pub(super) fn switch(
+        &self,
+        volume: &Volume,
+        restore: &Restore,
+        plan: &Plan,
+        stage: Stage<'_>,
+    ) -> FsResult<Option<Restored>> {
+        let _admin = self.shared.admin.lock();
+        let store = &self.shared.store;
+        let done = self.shared.barrier(|| {
+            let lost = plan.lost(volume);
+            let changed: Vec<Ino> = plan.dirs.keys().chain(lost.keys()).copied().collect();
+            let cells = cells(volume, changed)?;
+            let Some(cells) = cells else { return Ok(None) };
+            // In the order of their numbers.
+            let mut states: BTreeMap<Ino, RwLockWriteGuard<'_, Live>> =
+                cells.iter().map(|(ino, cell)| (*ino, cell.state.write())).collect();
+            if !plan.holds(&states) {
+                return Ok(None);
+            }
+            let mut attrs: BTreeMap<Ino, Attrs> =
+                states.iter().map(|(ino, live)| (*ino, live.recordable())).collect();
+            let snapshot = if restore.to.is_none() { Some(volume.snapshot_before_restore()?) } else { None };
+            let (now, touched) = (self.shared.now(), Touched::default());
+            let edits = Vec::new();
+            let mut change = Change { volume, restore, plan, stage: &stage, now, edits, touched };
+            change.entries(&mut attrs);
+            change.lose(&lost, &mut attrs);
+            change.directories(&mut attrs)?;
+            let (vol, from, to) = (volume.vol, stage.from, stage.to);
+            let Change { mut edits, mut touched, .. } = change;
+            edits.push(Edit::Stage { vol, from, to, staged: false });
+            let put = |(ino, attrs): (&Ino, &Attrs)| Edit::PutInode { vol, ino: *ino, attrs: attrs.clone() };
+            edits.extend(attrs.iter().map(put));
+            let lsn = volume.commit(edits, None)?;
+            touched.inodes = attrs.keys().copied().collect();
+            for (ino, live) in &mut states {
+                if let Some(new) = attrs.remove(ino) {
+                    self.shared.accesses.take(volume.vol, *ino);
+                    live.attrs = new;
+                }
+            }
+            Ok(Some((lsn, Restored { snapshot, counts: plan.counts, touched })))
+        })?;
+        let Some((lsn, restored)) = done else { return Ok(None) };
+        stage.publish();
+        store.sync(lsn)?;
+        Ok(Some(restored))
+    }
+}
+
+/// The cells of inodes; none when one is gone.
+fn cells(volume: &Volume, mut inodes: Vec<Ino>) -> FsResult<Option<Vec<(Ino, CellRef<'_>)>>> {
+    inodes.sort_unstable();
+    inodes.dedup();
+    let mut cells = Vec::with_capacity(inodes.len());
+    for ino in inodes {
+        match volume.cell(ino) {
+            Ok(cell) => cells.push((ino, cell)),
+            Err(FsError::NotFound) => return Ok(None),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(Some(cells))
+}
+
+impl Plan {
+    /// The names that live inodes lose.
+    fn lost(&self, volume: &Volume) -> Lost {
+        let mut lost = Lost::new();
+        let replaced = self.puts.iter().filter_map(|put| Some((put.dir, put.replaces.as_ref()?)));
+        for (dir, entry) in replaced.chain(self.removes.iter().map(|(dir, entry)| (*dir, entry))) {
+            lost.entry(entry.ino).or_default().push((dir, volume.name_hash(&entry.name)));
+        }
+        lost
+    }
+
+    /// Whether the directories are as they were when they were looked at, and so their entries. Every change of
+    /// an entry moves the change time of its directory; reading, which does not, is of no interest.
+    fn holds(&self, states: &BTreeMap<Ino, RwLockWriteGuard<'_, Live>>) -> bool {
+        let same = |(ino, dir): (&Ino, &DirPlan)| {
+            let attrs = states.get(ino).map(|live| &live.attrs);
+            attrs.is_some_and(|a| a.nlink > 0 && (a.ctime, a.entries) == dir.seen)
+        };
+        self.dirs.iter().all(same)
+    }
+}
+
+impl Volume {
+    /// Takes the snapshot that a restore promises. The caller holds the lock of those who change snapshots and
+    /// has the gate for itself.
+    fn snapshot_before_restore(&self) -> FsResult<SnapshotRow> {
+        let store = &self.shared.store;
+        let base = format!("before-restore-{}", default_snapshot_name(self.shared.now()));
+        let (name, view) = {
+            let state = store.index().state();
+            let volume = state.volumes.get(&self.vol).ok_or(FsError::NotFound)?;
+            let mut name = base.clone();
+            let mut n = 2;
+            while volume.snapshot_named(&name).is_some() {
+                name = format!("{base}-{n}");
+                n += 1;
+            }
+            (name, volume.next_view)
+        };
+        if view > SNAPSHOT_VIEW_MAX || name.len() > SNAPSHOT_NAME_BYTES_MAX {
+            return Err(FsError::Invalid("the volume has used all its snapshot numbers"));
+        }
+        let spec = SnapshotSpec { name, view, kind: SnapshotKind::BeforeRestore, ..SnapshotSpec::default() };
+        let lsn: Lsn = self.commit(vec![Edit::SnapshotCreate { vol: self.vol, spec: spec.clone() }], None)?;
+        let time = store.index().state().time;
+        Ok(SnapshotRow { spec, time, lsn })
+    }
+}
+
+/// Counts an entry that a directory gains or loses.
+fn count(attrs: &mut BTreeMap<Ino, Attrs>, dir: Ino, sign: i32, kind: FileKind) {
+    if let Some(dir) = attrs.get_mut(&dir) {
+        dir.entries = dir.entries.saturating_add_signed(i64::from(sign));
+        if kind == FileKind::Dir {
+            dir.nlink = dir.nlink.saturating_add_signed(sign);
+        }
+    }
+}
+
+impl Change<'_> {
+    /// The names.
+    fn entries(&mut self, attrs: &mut BTreeMap<Ino, Attrs>) {
+        let vol = self.volume.vol;
+        for (put, root) in self.plan.puts.iter().zip(&self.stage.roots) {
+            let kind = put.entry_kind();
+            if let Some(old) = &put.replaces {
+                count(attrs, put.dir, -1, old.kind);
+            }
+            count(attrs, put.dir, 1, kind);
+            let dirent = Dirent { ino: *root, kind, name: put.name.clone() };
+            let hash = self.volume.name_hash(&put.name);
+            self.edits.push(Edit::PutDirent { vol, parent: put.dir, hash, dirent });
+            self.touched.entries.push((put.dir, put.name.clone()));
+        }
+        for (dir, entry) in &self.plan.removes {
+            count(attrs, *dir, -1, entry.kind);
+            let hash = self.volume.name_hash(&entry.name);
+            self.edits.push(Edit::DelDirent { vol, parent: *dir, hash });
+            self.touched.entries.push((*dir, entry.name.clone()));
+        }
+    }
+
+    /// What loses names. A directory goes with all that is in it, which is emptied later: it is an orphan with
+    /// entries until then.
+    fn lose(&mut self, lost: &Lost, attrs: &mut BTreeMap<Ino, Attrs>) {
+        let vol = self.volume.vol;
+        for (ino, names) in lost {
+            let Some(attrs) = attrs.get_mut(ino) else { continue };
+            let left = u32::try_from(names.len()).unwrap_or(u32::MAX);
+            attrs.nlink = if attrs.kind == FileKind::Dir { 0 } else { attrs.nlink.saturating_sub(left) };
+            attrs.ctime = self.now;
+            for (dir, hash) in names {
+                attrs.unname(*dir, hash);
+            }
+            if attrs.nlink == 0 {
+                self.edits.push(Edit::Orphan { vol, ino: *ino, orphan: true });
+                self.touched.orphans.push(*ino);
+            }
+        }
+    }
+
+    /// The attributes of directories that stay.
+    fn directories(&mut self, attrs: &mut BTreeMap<Ino, Attrs>) -> FsResult<()> {
+        let past = self.volume.view(Some(self.restore.at));
+        for (ino, dir) in &self.plan.dirs {
+            let Some(new) = attrs.get_mut(ino) else { continue };
+            (new.mtime, new.ctime) = (self.now, self.now);
+            let Some(point) = dir.point else { continue };
+            let then = past.inode(point)?.ok_or(FsError::Stale)?.item.attrs;
+            (new.mode, new.uid, new.gid) = (then.mode, then.uid, then.gid);
+            (new.atime, new.mtime, new.btime) = (then.atime, then.mtime, then.btime);
+            new.author = then.author;
+            self.xattrs(&past, point, *ino, new)?;
+        }
+        Ok(())
+    }
+
+    /// The extended attributes of a directory that stays.
+    fn xattrs(&mut self, past: &View, point: Ino, ino: Ino, new: &mut Attrs) -> FsResult<()> {
+        let vol = self.volume.vol;
+        let then = past.xattrs(point)?;
+        let now = self.volume.view(None).xattrs(ino)?;
+        new.xattrs = u32::try_from(then.len()).unwrap_or(u32::MAX);
+        for xattr in now.iter().filter(|n| !then.iter().any(|t| t.name == n.name)) {
+            let hash = self.volume.xattr_hash(&xattr.name);
+            self.edits.push(Edit::DelXattr { vol, ino, hash });
+        }
+        for xattr in then.into_iter().filter(|t| !now.contains(t)) {
+            let hash = self.volume.xattr_hash(&xattr.name);
+            self.edits.push(Edit::PutXattr { vol, ino, hash, xattr });
+        }
+        Ok(())
+    }
+}
