@@ -9,6 +9,7 @@ mod mount;
 mod output;
 mod progress;
 mod resolve;
+mod restore;
 mod snapshot;
 mod status;
 mod store;
@@ -48,6 +49,7 @@ enum Command {
     Volume(volume::Volume),
     #[command(subcommand)]
     Snapshot(snapshot::Snapshot),
+    Restore(restore::Restore),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -124,6 +126,7 @@ impl Command {
             Command::Umount(command) => command.run(),
             Command::Volume(command) => command.run(),
             Command::Snapshot(command) => command.run(),
+            Command::Restore(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -191,6 +194,8 @@ mod tests {
             "snapshot delete P A B --dry-run",
             "snapshot hold P N",
             "snapshot release P N",
+            "restore P --at @1m",
+            "restore P --at N --to D --volume V --dry-run --json",
             "status",
             "status P --check --json",
             "fsck S --json",
@@ -222,7 +227,8 @@ mod tests {
             "release D",
             "diff P A",
             "log F",
-            "restore P --at @1m",
+            "restore P",
+            "restore P --at a/b",
             "purge P",
             "policy show P",
             "pair create P",

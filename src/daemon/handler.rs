@@ -307,6 +307,8 @@ impl ControlHandler for Handler {
                 volume.hold_snapshot(&name, hold).map_err(|e| control_error(&what, e))?;
                 Ok(Response::Done {})
             }
+            Request::Restore(request) => self.restore(caller, &request, progress),
+            Request::PastPlace { place, at } => self.past_place(caller, &place, &at),
             Request::Status { target } => self.status(caller, &target),
             Request::Fsck {} => {
                 self.admin(caller, "fsck")?;

@@ -4,6 +4,7 @@
 pub mod care_report;
 pub mod client;
 pub mod control;
+pub mod export;
 pub mod handler;
 pub mod holder;
 mod keys;
@@ -15,6 +16,8 @@ pub mod offline;
 pub mod protocol;
 pub mod registry;
 pub mod report;
+mod restore;
+pub mod restore_report;
 mod rights;
 mod scrub;
 pub mod server;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::care_report::{FsckReport, RepairReport, ScrubState};
+use super::restore_report::{PastPlace, RestoreReport};
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
 
@@ -49,6 +50,10 @@ pub enum Response {
     },
     /// To `SnapshotDelete`.
     SnapshotsDeleted(SnapshotsDeleted),
+    /// To `Restore`.
+    Restored(Box<RestoreReport>),
+    /// To `PastPlace`.
+    PastPlace(PastPlace),
     /// To `Status`.
     Status(Vec<StatusReport>),
     /// To `Fsck`.

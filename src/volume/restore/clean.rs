@@ -11,9 +11,9 @@ use crate::volume::cell::Live;
 use crate::volume::{CellRef, FsError, FsResult, Volume};
 
 /// Entries that one record removes: bounds how many inodes are locked together.
-const ENTRIES_PER_RECORD: usize = 256;
+const ENTRIES_PER_RECORD: usize = if cfg!(test) { 3 } else { 256 };
 /// Inodes of a stage looked at in one go.
-const INODES_PER_RECORD: usize = 64;
+const INODES_PER_RECORD: usize = if cfg!(test) { 3 } else { 64 };
 
 /// What emptying a directory came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

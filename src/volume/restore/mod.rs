@@ -11,6 +11,7 @@
 mod clean;
 mod plan;
 mod rights;
+mod same;
 mod stage;
 mod switch;
 mod walk;

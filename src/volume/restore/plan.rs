@@ -2,16 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::same::{has_attributes, is_same};
 use super::walk::{Entries, check_depth, walk};
 use super::{Counts, Restore};
 use crate::store::index::{Version, View};
-use crate::store::model::{Attrs, Dirent, FileKind, Inode, Xattr};
+use crate::store::model::{Dirent, FileKind, Inode};
+use crate::types::Ino;
 use crate::types::limits::{RECORD_BYTES_MAX, RECORD_EDITS_MAX, RESTORE_LINKS_MAX};
-use crate::types::{Ino, Timestamp};
 use crate::volume::{FsError, FsResult, Volume};
 
 /// Edits of the record that makes a restore visible; the rest of what a record may have is for rounding.
-const EDITS_MAX: usize = RECORD_EDITS_MAX - RECORD_EDITS_MAX / 10;
+const EDITS_MAX: usize = if cfg!(test) { 24 } else { RECORD_EDITS_MAX - RECORD_EDITS_MAX / 10 };
 /// And their bytes.
 const BYTES_MAX: usize = RECORD_BYTES_MAX / 4 * 3;
 /// Bytes of an edit beside the names in it, generously.
@@ -48,8 +49,8 @@ impl Put {
 pub(super) struct DirPlan {
     /// The directory whose attributes it gets; none where only its entries change.
     pub(super) point: Option<Ino>,
-    /// What it was when it was looked at: change time and number of entries.
-    pub(super) seen: (Timestamp, u64),
+    /// What it was when it was looked at.
+    pub(super) seen: Version<Inode>,
 }
 
 /// What has to change.
@@ -87,6 +88,9 @@ impl Plan {
     }
 }
 
+/// A live directory, and the one at the point that it is to be like, if it is part of the tree.
+type Dir = (Ino, Option<Ino>);
+
 /// A file at the point that has several names.
 #[derive(Default)]
 struct Link {
@@ -94,7 +98,7 @@ struct Link {
     /// Whether one of them has to come back; then all of them lead to the new inode.
     changed: bool,
     /// Names that are as they were.
-    kept: Vec<(Ino, Dirent)>,
+    kept: Vec<(Dir, Dirent)>,
 }
 
 /// The two directories that are compared, and how far.
@@ -199,8 +203,7 @@ impl<'a> Planner<'a> {
         if self.live.dirent(dir, &self.volume.name_hash(&name))?.is_some() {
             return Err(FsError::Exists);
         }
-        self.may_change(dir, &attrs, "the directory of the copy")?;
-        self.put(dir, name, source, None)
+        self.put((dir, None), name, source, None)
     }
 
     fn in_place(&mut self, chain: &[Ino], source: &Dirent) -> FsResult<()> {
@@ -223,19 +226,21 @@ impl<'a> Planner<'a> {
                     let below = chain.iter().skip(i + 1).copied().zip(path.iter().skip(i + 1).cloned());
                     return self.put_with_parents(dir, name.clone(), below.collect(), source);
                 }
-                entry => return self.names(dir, name, source, entry),
+                entry => return self.names((dir, None), name, source, entry),
             }
         }
         self.pair(source.ino, dir)
     }
 
     /// Compares what a name meant with what it means.
-    fn names(&mut self, dir: Ino, name: &[u8], source: &Dirent, now: Option<Dirent>) -> FsResult<()> {
+    fn names(&mut self, dir: Dir, name: &[u8], source: &Dirent, now: Option<Dirent>) -> FsResult<()> {
         match now {
             Some(now) if now.kind == FileKind::Dir && source.kind == FileKind::Dir && !self.whole => {
                 self.pair(source.ino, now.ino)
             }
-            Some(now) if source.kind != FileKind::Dir && self.is_same(source.ino, now.ino)? => {
+            Some(now)
+                if source.kind != FileKind::Dir && is_same(&self.past, source.ino, &self.live, now.ino)? =>
+            {
                 self.keep(dir, now)
             }
             now => self.put(dir, name.to_vec(), source, now),
@@ -260,12 +265,12 @@ impl<'a> Planner<'a> {
                     }
                     now => {
                         let name = source.name.clone();
-                        self.names(dir, &name, &source, now)?;
+                        self.names((dir, Some(from)), &name, &source, now)?;
                     }
                 }
             } else if let Some((hash, now)) = pair.phases.1.next(&self.live)? {
                 if self.past.dirent(from, &hash)?.is_none() {
-                    self.remove(dir, now)?;
+                    self.remove((dir, Some(from)), now)?;
                 }
             } else {
                 stack.pop();
@@ -280,13 +285,14 @@ impl<'a> Planner<'a> {
         if let Some(actor) = &self.restore.actor {
             actor.reads((self.volume, &self.past), point, &then.item.attrs, &self.shown_dir())?;
         }
-        if !self.has_attributes(point, &then, live, &now)? {
+        let times = self.restore.actor.as_ref().is_none_or(|actor| actor.owns(&now.item.attrs));
+        if !has_attributes((&self.past, point, &then), (&self.live, live, &now), times)? {
             if let Some(actor) = &self.restore.actor {
                 actor.replaces(&now.item.attrs, &self.shown_dir())?;
                 actor.makes(&then.item.attrs, &self.shown_dir())?;
             }
             self.plan.counts.replaced += 1;
-            self.touch(live, &now.item.attrs, Some(point));
+            self.touch(live, now, Some(point));
             self.plan.cost(then.item.attrs.xattrs as usize, 0);
         }
         Ok(Pair { point, live, phases: (Entries::of(point), Entries::of(live)), named: false })
@@ -296,33 +302,7 @@ impl<'a> Planner<'a> {
         format!("something in {}", shown(&self.restore.path))
     }
 
-    /// Whether a live directory has the attributes that one had at the point.
-    fn has_attributes(
-        &self,
-        point: Ino,
-        then: &Version<Inode>,
-        live: Ino,
-        now: &Version<Inode>,
-    ) -> FsResult<bool> {
-        let (a, b) = (&then.item.attrs, &now.item.attrs);
-        if point == live && (then.since == now.since || unchanged(a, b)) {
-            return Ok(true);
-        }
-        let same = (a.mode, a.uid, a.gid, a.mtime, a.btime) == (b.mode, b.uid, b.gid, b.mtime, b.btime);
-        Ok(same && sorted(self.past.xattrs(point)?) == sorted(self.live.xattrs(live)?))
-    }
-
-    /// Whether a file is what it was.
-    fn is_same(&self, point: Ino, live: Ino) -> FsResult<bool> {
-        if point != live {
-            return Ok(false);
-        }
-        let (then, now) = (self.inode(&self.past, point)?, self.inode(&self.live, live)?);
-        Ok(then.since == now.since
-            || (unchanged(&then.item.attrs, &now.item.attrs) && then.item.data_bytes == now.item.data_bytes))
-    }
-
-    fn keep(&mut self, dir: Ino, now: Dirent) -> FsResult<()> {
+    fn keep(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
         if self.inode(&self.past, now.ino)?.item.attrs.nlink > 1 {
             self.note_link(now.ino)?;
             self.links.entry(now.ino).or_default().kept.push((dir, now));
@@ -341,33 +321,32 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A live directory changes.
-    fn touch(&mut self, dir: Ino, attrs: &Attrs, point: Option<Ino>) {
+    /// A live directory changes, and gets the attributes of `point`.
+    fn touch(&mut self, dir: Ino, seen: Version<Inode>, point: Option<Ino>) {
         if let Some(known) = self.plan.dirs.get_mut(&dir) {
             known.point = known.point.or(point);
             return;
         }
-        self.plan.dirs.insert(dir, DirPlan { point, seen: (attrs.ctime, attrs.entries) });
+        self.plan.dirs.insert(dir, DirPlan { point, seen });
         self.plan.cost(1, INODE_BYTES);
     }
 
-    fn may_change(&mut self, dir: Ino, attrs: &Attrs, shown: &str) -> FsResult<()> {
-        if let Some(actor) = &self.restore.actor {
-            actor.changes((self.volume, &self.live), dir, attrs, shown)?;
-        }
-        self.touch(dir, attrs, None);
-        Ok(())
-    }
-
-    fn touch_entries(&mut self, dir: Ino) -> FsResult<()> {
+    /// The entries of a live directory change. As part of the tree it keeps the times that it had.
+    fn touch_entries(&mut self, (dir, point): Dir) -> FsResult<()> {
         if self.plan.dirs.contains_key(&dir) && self.restore.actor.is_none() {
             return Ok(());
         }
-        let attrs = self.inode(&self.live, dir)?.item.attrs;
-        self.may_change(dir, &attrs, &self.shown_dir())
+        let now = self.inode(&self.live, dir)?;
+        let mut point = point;
+        if let Some(actor) = &self.restore.actor {
+            actor.changes((self.volume, &self.live), dir, &now.item.attrs, &self.shown_dir())?;
+            point = point.filter(|_| actor.owns(&now.item.attrs));
+        }
+        self.touch(dir, now, point);
+        Ok(())
     }
 
-    fn put(&mut self, dir: Ino, name: Vec<u8>, source: &Dirent, replaces: Option<Dirent>) -> FsResult<()> {
+    fn put(&mut self, dir: Dir, name: Vec<u8>, source: &Dirent, replaces: Option<Dirent>) -> FsResult<()> {
         self.touch_entries(dir)?;
         let one = source.kind != FileKind::Dir && replaces.as_ref().is_some_and(|r| r.kind != FileKind::Dir);
         if let Some(now) = &replaces {
@@ -377,6 +356,7 @@ impl<'a> Planner<'a> {
         let nodes = self.comes_back(source.ino)?;
         let total = if one { &mut self.plan.counts.replaced } else { &mut self.plan.counts.brought_back };
         *total += nodes;
+        let (dir, _) = dir;
         self.push(Put { dir, name, shells: Vec::new(), source: source.ino, kind: source.kind, replaces });
         Ok(())
     }
@@ -396,7 +376,7 @@ impl<'a> Planner<'a> {
         shells: Vec<(Ino, Vec<u8>)>,
         source: &Dirent,
     ) -> FsResult<()> {
-        self.touch_entries(dir)?;
+        self.touch_entries((dir, None))?;
         for (shell, _) in &shells {
             let attrs = self.inode(&self.past, *shell)?.item.attrs;
             if let Some(actor) = &self.restore.actor {
@@ -409,11 +389,11 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn remove(&mut self, dir: Ino, now: Dirent) -> FsResult<()> {
+    fn remove(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
         self.touch_entries(dir)?;
         self.plan.counts.removed += self.gone(now.ino)?;
         let bytes = INODE_BYTES;
-        self.plan.removes.push((dir, now));
+        self.plan.removes.push((dir.0, now));
         self.plan.cost(3, bytes);
         Ok(())
     }
@@ -469,6 +449,7 @@ impl<'a> Planner<'a> {
                 }
                 self.plan.counts.replaced += 1;
                 let (name, kind) = (now.name.clone(), now.kind);
+                let (dir, _) = dir;
                 self.push(Put { dir, name, shells: Vec::new(), source: ino, kind, replaces: Some(now) });
             }
             if link.names > 1 {
@@ -477,17 +458,6 @@ impl<'a> Planner<'a> {
         }
         Ok(())
     }
-}
-
-/// Whether nothing but its access time was changed since: every other change moves the change time, which nobody
-/// can set.
-fn unchanged(then: &Attrs, now: &Attrs) -> bool {
-    then == &Attrs { atime: then.atime, ..now.clone() }
-}
-
-fn sorted(mut xattrs: Vec<Xattr>) -> Vec<Xattr> {
-    xattrs.sort_by(|a, b| a.name.cmp(&b.name));
-    xattrs
 }
 
 /// A path for a message.

@@ -28,7 +28,7 @@ fn denied<T>(what: &str, shown: &str) -> FsResult<T> {
 }
 
 impl Actor {
-    fn owns(&self, attrs: &Attrs) -> bool {
+    pub(super) fn owns(&self, attrs: &Attrs) -> bool {
         attrs.uid == self.uid
     }
 

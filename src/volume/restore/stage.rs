@@ -15,13 +15,13 @@ use crate::types::{Ino, Timestamp};
 use crate::volume::{FsError, FsResult, Volume};
 
 /// Edits after which a record of the stage ends: bounds the time for which the append lock is held.
-const EDITS_PER_RECORD: usize = 4096;
+const EDITS_PER_RECORD: usize = if cfg!(test) { 8 } else { 4096 };
 /// Bytes of inline data, names and attributes after which it ends.
 const BYTES_PER_RECORD: usize = 4 << 20;
 /// Pieces after which it ends.
 const PIECES_PER_RECORD: usize = 16 * 1024;
 /// Numbers of blocks read at a time.
-const BLOCKS_PAGE: usize = 512;
+const BLOCKS_PAGE: usize = if cfg!(test) { 3 } else { 512 };
 
 /// Inodes that are being prepared. What was not published is removed when it is dropped.
 pub(super) struct Stage<'a> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use parking_lot::RwLockWriteGuard;
 
-use super::plan::{DirPlan, Plan};
+use super::plan::Plan;
 use super::stage::Stage;
 use super::{Restore, Restored, Touched};
 use crate::store::index::View;
@@ -48,7 +48,7 @@ impl Volumes {
             // In the order of their numbers.
             let mut states: BTreeMap<Ino, RwLockWriteGuard<'_, Live>> =
                 cells.iter().map(|(ino, cell)| (*ino, cell.state.write())).collect();
-            if !plan.holds(&states) {
+            if !plan.holds(volume)? {
                 return Ok(None);
             }
             let mut attrs: BTreeMap<Ino, Attrs> =
@@ -108,14 +108,18 @@ impl Plan {
         lost
     }
 
-    /// Whether the directories are as they were when they were looked at, and so their entries. Every change of
-    /// an entry moves the change time of its directory; reading, which does not, is of no interest.
-    fn holds(&self, states: &BTreeMap<Ino, RwLockWriteGuard<'_, Live>>) -> bool {
-        let same = |(ino, dir): (&Ino, &DirPlan)| {
-            let attrs = states.get(ino).map(|live| &live.attrs);
-            attrs.is_some_and(|a| a.nlink > 0 && (a.ctime, a.entries) == dir.seen)
-        };
-        self.dirs.iter().all(same)
+    /// Whether the directories are as they were when they were looked at, and so their entries. Reading makes a
+    /// new version, too, which is of no interest.
+    fn holds(&self, volume: &Volume) -> FsResult<bool> {
+        let view = volume.view(None);
+        for (ino, dir) in &self.dirs {
+            let Some(now) = view.inode(*ino)? else { return Ok(false) };
+            let (a, b) = (&now.item.attrs, &dir.seen.item.attrs);
+            if now.since != dir.seen.since && *b != (Attrs { atime: b.atime, ..a.clone() }) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 

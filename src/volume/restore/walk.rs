@@ -8,7 +8,7 @@ use crate::types::Ino;
 use crate::volume::{FsError, FsResult};
 
 /// Entries read at a time.
-const PAGE: usize = 256;
+const PAGE: usize = if cfg!(test) { 3 } else { 256 };
 /// Directories within each other; a deeper tree is refused, or is a loop that damage made.
 const DEPTH_MAX: usize = 16 * 1024;
 

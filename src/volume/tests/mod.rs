@@ -15,6 +15,7 @@ mod ops;
 mod points;
 mod power;
 mod regressions;
+mod restore;
 mod run;
 mod stress;
 mod surviving;
