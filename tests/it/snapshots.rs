@@ -4,6 +4,7 @@ mod contents;
 mod names;
 mod points;
 mod restore;
+mod restoring;
 mod tree;
 mod under_load;
 mod volumes;
