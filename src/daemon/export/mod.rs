@@ -130,14 +130,16 @@ fn export(
     }
     let resumed = begin(dest, what)?;
     let aside = dest.join(ASIDE);
-    Writer::new(source, dest, aside.join("part"), resumed, &mut report, progress).tree(&spot, &node)?;
+    let mut writer = Writer::new(source, dest, aside.join("part"), resumed, &mut report, progress);
+    writer.tree(&spot)?;
     // What has a name is on the disk before the destination stops being an unfinished one.
     let dir = fs::File::open(dest).map_err(|e| failed("opening", dest, &e))?;
     nix::unistd::syncfs(&dir).map_err(|e| failed("syncing", dest, &e.into()))?;
-    if report.failed.is_empty() {
+    if writer.is_complete() {
         fs::remove_dir_all(&aside).map_err(|e| failed("removing", &aside, &e))?;
-        write::finish(dest, &node).map_err(|e| failed("setting the attributes of", dest, &e))?;
     }
+    // Last: it may not be for its owner to write in.
+    writer.finish(&spot, &node);
     Ok(report)
 }
 

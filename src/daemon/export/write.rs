@@ -44,7 +44,8 @@ pub(super) struct Writer<'a> {
 /// A directory that is being filled.
 struct Filling {
     spot: Spot,
-    node: Node,
+    /// The attributes that it gets when all is in it; the root gets them from whoever asked.
+    node: Option<Node>,
     entries: std::vec::IntoIter<Spot>,
 }
 
@@ -75,8 +76,7 @@ fn times(node: &Node) -> [TimeSpec; 2] {
     node.times.map(|(secs, nanos)| TimeSpec::new(secs, nanos))
 }
 
-/// Sets what a directory gets when nothing is put into it any more.
-pub(super) fn finish(path: &Path, node: &Node) -> io::Result<()> {
+fn set_times(path: &Path, node: &Node) -> io::Result<()> {
     let [atime, mtime] = times(node);
     utimensat(AT_FDCWD, path, &atime, &mtime, UtimensatFlags::NoFollowSymlink)?;
     Ok(())
@@ -102,19 +102,31 @@ impl<'a> Writer<'a> {
     /// Writes one file that is not part of a tree.
     pub(super) fn file(mut self, spot: &Spot, node: &Node) -> Result<(), ControlError> {
         self.one(spot, node)?;
-        self.conclude();
+        self.note_owners();
         Ok(())
     }
 
-    /// Writes a tree into the destination, which exists.
-    pub(super) fn tree(mut self, spot: &Spot, node: &Node) -> Result<(), ControlError> {
+    /// Whether nothing is missing.
+    pub(super) fn is_complete(&self) -> bool {
+        self.report.failed.is_empty()
+    }
+
+    /// Gives the destination the attributes of the tree's root, if nothing is missing in it.
+    pub(super) fn finish(mut self, spot: &Spot, node: &Node) {
+        if self.is_complete() {
+            self.close(spot, node);
+        }
+        self.note_owners();
+    }
+
+    /// Writes a tree into the destination, which exists and gets its attributes later.
+    pub(super) fn tree(&mut self, spot: &Spot) -> Result<(), ControlError> {
         let entries = self.source.entries(spot).map_err(|e| failed("listing", &spot.path, &e))?;
-        let mut stack =
-            vec![Filling { spot: spot.clone(), node: node.clone(), entries: entries.into_iter() }];
+        let mut stack = vec![Filling { spot: spot.clone(), node: None, entries: entries.into_iter() }];
         while let Some(top) = stack.last_mut() {
             let Some(spot) = top.entries.next() else {
-                if let Some(done) = stack.pop() {
-                    self.close(&done);
+                if let Some(Filling { spot, node: Some(node), .. }) = stack.pop() {
+                    self.close(&spot, &node);
                 }
                 continue;
             };
@@ -137,11 +149,10 @@ impl<'a> Writer<'a> {
                 stack.push(filling);
             }
         }
-        self.conclude();
         Ok(())
     }
 
-    fn conclude(&mut self) {
+    fn note_owners(&mut self) {
         if self.not_owned > 0 {
             let text =
                 format!("{} files belong to you: only root can give them their owners", self.not_owned);
@@ -175,7 +186,7 @@ impl<'a> Writer<'a> {
         };
         let made = made.and_then(|()| fs::set_permissions(&dest, Permissions::from_mode(0o700)));
         match made.and(entries) {
-            Ok(entries) => Some(Filling { spot, node, entries: entries.into_iter() }),
+            Ok(entries) => Some(Filling { spot, node: Some(node), entries: entries.into_iter() }),
             Err(e) => {
                 self.fail(&spot, e);
                 None
@@ -184,11 +195,11 @@ impl<'a> Writer<'a> {
     }
 
     /// Gives a directory its attributes when all is in it.
-    fn close(&mut self, done: &Filling) {
-        let dest = self.dest_of(&done.spot);
-        match self.dress(&done.spot, &done.node, &dest) {
+    fn close(&mut self, spot: &Spot, node: &Node) {
+        let dest = self.dest_of(spot);
+        match self.dress(spot, node, &dest) {
             Ok(()) => self.report.brought_back += 1,
-            Err(e) => self.fail(&done.spot, e),
+            Err(e) => self.fail(spot, e),
         }
     }
 
@@ -334,6 +345,6 @@ impl<'a> Writer<'a> {
         if node.kind != FileKind::Symlink {
             fs::set_permissions(path, Permissions::from_mode(mode))?;
         }
-        finish(path, node)
+        set_times(path, node)
     }
 }

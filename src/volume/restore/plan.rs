@@ -95,6 +95,8 @@ type Dir = (Ino, Option<Ino>);
 #[derive(Default)]
 struct Link {
     names: u32,
+    /// What its first name that is as it was leads to.
+    live: Option<Ino>,
     /// Whether one of them has to come back; then all of them lead to the new inode.
     changed: bool,
     /// Names that are as they were.
@@ -119,6 +121,8 @@ pub(super) struct Planner<'a> {
     whole: bool,
     plan: Plan,
     links: HashMap<Ino, Link>,
+    /// Of live files with several names: what they were.
+    became: HashMap<Ino, Ino>,
     linked_names: usize,
 }
 
@@ -132,6 +136,7 @@ impl<'a> Planner<'a> {
             whole: false,
             plan: Plan::default(),
             links: HashMap::new(),
+            became: HashMap::new(),
             linked_names: 0,
         }
     }
@@ -238,11 +243,7 @@ impl<'a> Planner<'a> {
             Some(now) if now.kind == FileKind::Dir && source.kind == FileKind::Dir && !self.whole => {
                 self.pair(source.ino, now.ino)
             }
-            Some(now)
-                if source.kind != FileKind::Dir && is_same(&self.past, source.ino, &self.live, now.ino)? =>
-            {
-                self.keep(dir, now)
-            }
+            Some(now) if self.keeps(dir, source.ino, &now)? => Ok(()),
             now => self.put(dir, name.to_vec(), source, now),
         }
     }
@@ -302,12 +303,27 @@ impl<'a> Planner<'a> {
         format!("something in {}", shown(&self.restore.path))
     }
 
-    fn keep(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
-        if self.inode(&self.past, now.ino)?.item.attrs.nlink > 1 {
-            self.note_link(now.ino)?;
-            self.links.entry(now.ino).or_default().kept.push((dir, now));
+    /// Whether a name leads to what it led to, so that it can stay. Of files with several names, then or now, that
+    /// is only known when all of them have been seen.
+    fn keeps(&mut self, dir: Dir, point: Ino, now: &Dirent) -> FsResult<bool> {
+        let then = self.inode(&self.past, point)?;
+        let live = self.inode(&self.live, now.ino)?;
+        let dirs = then.item.attrs.kind == FileKind::Dir || live.item.attrs.kind == FileKind::Dir;
+        if dirs || !is_same((&self.past, point, &then), (&self.live, now.ino, &live))? {
+            return Ok(false);
         }
-        Ok(())
+        if then.item.attrs.nlink > 1 || live.item.attrs.nlink > 1 {
+            self.note_link(point)?;
+            let other = *self.became.entry(now.ino).or_insert(point);
+            let link = self.links.entry(point).or_default();
+            link.kept.push((dir, now.clone()));
+            // Two that have become one, or one that has become two.
+            if other != point || *link.live.get_or_insert(now.ino) != now.ino {
+                link.changed = true;
+                self.links.entry(other).or_default().changed = true;
+            }
+        }
+        Ok(true)
     }
 
     fn note_link(&mut self, ino: Ino) -> FsResult<()> {
@@ -411,12 +427,8 @@ impl<'a> Planner<'a> {
             }
             if inode.attrs.kind != FileKind::Dir && inode.attrs.nlink > 1 {
                 self.note_link(ino)?;
-                let link = self.links.entry(ino).or_default();
-                let first = !link.changed;
-                link.changed = true;
-                if !first {
-                    return Ok(());
-                }
+                self.links.entry(ino).or_default().changed = true;
+                return Ok(());
             }
             self.plan.inodes += 1;
             self.plan.counts.bytes += inode.data_bytes;
@@ -442,6 +454,8 @@ impl<'a> Planner<'a> {
             if !link.changed {
                 continue;
             }
+            self.plan.inodes += 1;
+            self.plan.counts.bytes += self.inode(&self.past, ino)?.item.data_bytes;
             for (dir, now) in link.kept {
                 self.touch_entries(dir)?;
                 if let Some(actor) = &self.restore.actor {

@@ -1,15 +1,15 @@
 //! Whether something is what it was.
 
 use crate::store::index::{Version, View};
-use crate::store::model::{Attrs, FileKind, Inode, Xattr};
+use crate::store::model::{FileKind, Inode, Xattr};
 use crate::types::Ino;
-use crate::volume::{FsError, FsResult};
+use crate::volume::FsResult;
 
 /// Numbers of blocks compared at a time.
 const BLOCKS_PAGE: usize = if cfg!(test) { 3 } else { 512 };
 
-/// Whether a directory (`now`) has the attributes that one had at the point (`then`); its access time is of no
-/// interest, its other times only with `times`.
+/// Whether a directory (`now`) has the attributes that one had at the point (`then`); its
+/// modification time counts with `times`.
 pub(super) fn has_attributes(
     (past, point, then): (&View, Ino, &Version<Inode>),
     (live, ino, now): (&View, Ino, &Version<Inode>),
@@ -19,25 +19,26 @@ pub(super) fn has_attributes(
         return Ok(true);
     }
     let (a, b) = (&then.item.attrs, &now.item.attrs);
-    let same = (a.mode, a.uid, a.gid) == (b.mode, b.uid, b.gid)
-        && (!times || (a.mtime, a.btime) == (b.mtime, b.btime));
+    let same = (a.mode, a.uid, a.gid) == (b.mode, b.uid, b.gid) && (!times || a.mtime == b.mtime);
     Ok(same && sorted(past.xattrs(point)?) == sorted(live.xattrs(ino)?))
 }
 
-/// Whether a file or link is what it was. Reading it makes a new version, which differs in the access time alone.
-pub(super) fn is_same(past: &View, point: Ino, live: &View, ino: Ino) -> FsResult<bool> {
-    if point != ino {
-        return Ok(false);
-    }
-    let then = past.inode(ino)?.ok_or(FsError::Stale)?;
-    let now = live.inode(ino)?.ok_or(FsError::Stale)?;
-    if then.since == now.since {
+/// Whether what is no directory is what it was: the same inode, or another one that differs in nothing but the
+/// times of its making, its last change and its last access.
+pub(super) fn is_same(
+    (past, point, then): (&View, Ino, &Version<Inode>),
+    (live, ino, now): (&View, Ino, &Version<Inode>),
+) -> FsResult<bool> {
+    if point == ino && then.since == now.since {
         return Ok(true);
     }
     let (a, b) = (&then.item.attrs, &now.item.attrs);
-    Ok(*a == Attrs { atime: a.atime, ..b.clone() }
-        && (a.xattrs == 0 || sorted(past.xattrs(ino)?) == sorted(live.xattrs(ino)?))
-        && (a.kind != FileKind::File || has_blocks((past, &then.item), (live, &now.item), ino)?))
+    let same = (a.kind, a.mode, a.uid, a.gid) == (b.kind, b.mode, b.uid, b.gid)
+        && (a.size, a.mtime, a.rdev, &a.target) == (b.size, b.mtime, b.rdev, &b.target)
+        && a.xattrs == b.xattrs;
+    Ok(same
+        && (a.xattrs == 0 || sorted(past.xattrs(point)?) == sorted(live.xattrs(ino)?))
+        && (a.kind != FileKind::File || has_blocks((past, point, &then.item), (live, ino, &now.item))?))
 }
 
 fn blocks(view: &View, inode: &Inode, ino: Ino, from: u64) -> FsResult<Vec<u64>> {
@@ -49,18 +50,21 @@ fn blocks(view: &View, inode: &Inode, ino: Ino, from: u64) -> FsResult<Vec<u64>>
     Ok(page)
 }
 
-/// Whether a file consists of the same recipes.
-fn has_blocks((past, then): (&View, &Inode), (live, now): (&View, &Inode), ino: Ino) -> FsResult<bool> {
+/// Whether files consist of the same recipes.
+fn has_blocks(
+    (past, point, then): (&View, Ino, &Inode),
+    (live, ino, now): (&View, Ino, &Inode),
+) -> FsResult<bool> {
     let mut from = 0;
     loop {
-        let page = blocks(past, then, ino, from)?;
+        let page = blocks(past, then, point, from)?;
         if page != blocks(live, now, ino, from)? {
             return Ok(false);
         }
         let Some(last) = page.last() else { return Ok(true) };
         from = last + 1;
         for block in page {
-            if past.block(then, ino, block)? != live.block(now, ino, block)? {
+            if past.block(then, point, block)? != live.block(now, ino, block)? {
                 return Ok(false);
             }
         }

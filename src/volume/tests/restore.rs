@@ -139,6 +139,8 @@ fn what_has_not_changed_keeps_its_inode_and_names_of_one_file_stay_names_of_one(
     assert!(found.iter().all(|ino| *ino == found[0] && *ino != linked), "{found:?}");
     assert_eq!(bench.main().getattr(None, found[0]).unwrap().attrs.nlink, 3);
     assert_eq!(bench.find(None, "a/same").unwrap(), same);
+    let again = bench.restore(&of(at, "")).unwrap();
+    assert_eq!((again.snapshot, again.counts), (None, Counts::default()), "it is as it was by now");
     // Of names outside of what is restored none changes.
     bench.write(found[0], 0, b"change");
     bench.restore(&of(at, "a")).unwrap();

@@ -184,7 +184,7 @@ fn a_tree_is_written_out_with_and_without_a_mount_and_again_after_an_interruptio
     let other = store.cli(&args!["restore", store.path(), "--at", "@1s", "--to", alone]);
     assert!(other.expect_refusal(1).contains("unfinished restore"));
     let again = store.json(&args!["restore", store.path(), "--at", "good", "--to", alone]);
-    assert!(number(&again[0], "skipped") >= 4, "{again:?}");
+    assert!(number(&again[0], "skipped") >= 1, "{again:?}");
     whole.assert_same(&Tree::read(&alone), Times::All, "after an interruption");
 }
 
@@ -199,7 +199,8 @@ fn what_is_damaged_is_named_and_everything_else_is_written_out() {
     let store = mount.umount();
     // The last chunks of the pack are those of the last file.
     let packs = fs::read_dir(store.path().join("packs")).expect("packs").map(|e| e.expect("entry").path());
-    let pack = packs.filter(|p| p.is_file()).max_by_key(|p| p.metadata().expect("stat").len()).expect("a pack");
+    let pack =
+        packs.filter(|p| p.is_file()).max_by_key(|p| p.metadata().expect("stat").len()).expect("a pack");
     let len = fs::metadata(&pack).expect("stat").len();
     open_rw(&pack).and_then(|f| f.write_all_at(&[0xff; 64], len * 3 / 4)).expect("damaging");
     let out = store.home().join("out");
@@ -267,7 +268,8 @@ fn a_restore_whose_server_is_killed_is_right_when_it_is_run_again() {
     let (mount, good) = prepared();
     let (x, many) = (mount.path().join("x"), mount.path().join("x/many"));
     fs::create_dir(&many).expect("mkdir");
-    for i in 0..setting("REWINDFS_TEST_FILES", 4000) {
+    let files = setting("REWINDFS_TEST_FILES", 4000);
+    for i in 0..files {
         fs::write(many.join(format!("f{i}")), format!("content {i}")).expect("writing");
     }
     mount.snapshot("more");
@@ -284,7 +286,8 @@ fn a_restore_whose_server_is_killed_is_right_when_it_is_run_again() {
         server.kill();
         eventually("the server to be gone", || !server.alive());
         cut += u64::from(!child.wait().expect("waiting").success());
-        assert!(!many.exists() || fs::read_dir(&many).expect("listing").count() >= 4000, "all or nothing");
+        let found = fs::read_dir(&many).map_or(0, Iterator::count) as u64;
+        assert!(found == 0 || found == files, "all or nothing, not {found}");
         mount.store().ok(&arguments);
         all.assert_same(&Tree::read(&x), Times::All, "run again");
     }
