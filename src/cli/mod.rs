@@ -12,6 +12,7 @@ mod output;
 mod policy;
 mod progress;
 mod resolve;
+mod restore;
 mod snapshot;
 mod status;
 mod store;
@@ -55,6 +56,7 @@ enum Command {
     Policy(policy::Policy),
     Diff(diff::Diff),
     Log(log::Log),
+    Restore(restore::Restore),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -134,6 +136,7 @@ impl Command {
             Command::Policy(command) => command.run(),
             Command::Diff(command) => command.run(),
             Command::Log(command) => command.run(),
+            Command::Restore(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -207,6 +210,8 @@ mod tests {
             "diff P @10m @lsn:7 --json --summary --volume V --key-file F",
             "log F",
             "log F --limit 3 --json",
+            "restore P --at @1m",
+            "restore P --at N --to D --volume V --dry-run --json",
             "status",
             "status P --check --json",
             "fsck S --json",
@@ -241,7 +246,8 @@ mod tests {
             "diff P A B C",
             "log",
             "log F --limit x",
-            "restore P --at @1m",
+            "restore P",
+            "restore P --at a/b",
             "purge P",
             "policy P",
             "policy set P",

@@ -337,6 +337,8 @@ impl ControlHandler for Handler {
             Request::Policy { target, settings, dry_run } => {
                 policy::policy(self, caller, &target, &settings, dry_run)
             }
+            Request::Restore(request) => self.restore(caller, &request, &mut progress),
+            Request::PastPlace { place, at } => self.past_place(caller, &place, &at),
             Request::Status { target } => self.status(caller, &target),
             Request::Fsck {} => {
                 self.admin(caller, "fsck")?;

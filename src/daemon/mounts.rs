@@ -4,10 +4,15 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
+use super::holder::{Forgotten, Link};
 use super::protocol::{ControlError, Kind, MountRequest};
 use super::registry::MountEntry;
 use super::rights::control_error;
 use crate::mount::Mounted;
+use crate::types::VolumeId;
+use crate::volume::restore::Touched;
 use crate::volume::{Volume, Volumes};
 
 /// The mounts of a server; without one there are none.
@@ -18,6 +23,10 @@ pub trait Mounts: Send + Sync {
     fn unmount(&self, mountpoint: &Path) -> Result<bool, ControlError>;
     /// What is mounted where.
     fn list(&self) -> Vec<MountEntry>;
+    /// Tells the kernel, where the volume is mounted, what changed other than through it.
+    fn tell(&self, volume: VolumeId, touched: &Touched) -> Result<(), ControlError>;
+    /// The snapshot directory at the root of the volume's mount, if it is mounted.
+    fn snapshots_of(&self, volume: VolumeId) -> Option<PathBuf>;
     /// Whether the mount there allows no writes.
     fn is_read_only(&self, mountpoint: &Path) -> bool;
     /// Begins to end the server.
@@ -35,6 +44,7 @@ pub(super) type Number = u64;
 pub(super) struct TableEntry {
     pub(super) mounted: Mounted,
     pub(super) read_only: bool,
+    pub(super) snapdir_name: String,
     pub(super) number: Number,
     pub(super) connection: u64,
 }
@@ -55,7 +65,7 @@ impl Table {
         if self.ending {
             return Err(ControlError::new(Kind::Ending, "the store's server is just ending; try again"));
         }
-        if let Some(entry) = self.mounted.values().find(|e| e.mounted.volume().id() == volume.id()) {
+        if let Some(entry) = self.of(volume.id()) {
             let at = entry.mounted.mountpoint().display();
             return Err(ControlError::in_use(format!("volume {} is mounted at {at}", volume.name())));
         }
@@ -64,6 +74,11 @@ impl Table {
             return Err(ControlError::in_use(format!("volume {name} of this store is mounted at {at}")));
         }
         Ok(())
+    }
+
+    /// The mount of a volume.
+    pub(super) fn of(&self, volume: VolumeId) -> Option<&TableEntry> {
+        self.mounted.values().find(|entry| entry.mounted.volume().id() == volume)
     }
 
     /// Takes out the mount of that number, if it has not been taken yet.
@@ -83,5 +98,74 @@ pub(super) fn make_durable(volumes: &Volumes) -> Result<(), ControlError> {
             Ok(())
         }
         result => result.map(drop).map_err(|e| control_error("making everything durable", e)),
+    }
+}
+
+/// Bytes of names, four to each as they are sent, and of what goes with them, in one message to the holder.
+const FORGET_BYTES: usize = 64 * 1024;
+/// Bytes of a number in it.
+const NUMBER_BYTES: usize = 24;
+
+/// Has the holder tell the kernel what changed other than through a volume's mount, and sees to what lost its last
+/// name by it. Not under any lock that answering a program takes.
+///
+/// # Errors
+/// The kernel could not be told.
+pub(super) fn tell(
+    table: &Mutex<Table>,
+    link: &Link,
+    volume: VolumeId,
+    touched: &Touched,
+) -> Result<(), ControlError> {
+    let Some(connection) = table.lock().of(volume).map(|entry| entry.connection) else { return Ok(()) };
+    let told = forgotten(touched).into_iter().try_for_each(|what| link.forget(connection, what));
+    // Only now: what the kernel still holds of these is held by programs.
+    if let Some(entry) = table.lock().of(volume) {
+        entry.mounted.note_orphans(&touched.orphans);
+    }
+    told
+}
+
+/// What the kernel is to forget, in messages that are not too long.
+fn forgotten(touched: &Touched) -> Vec<Forgotten> {
+    let mut all = Vec::new();
+    let (mut what, mut bytes) = (Forgotten::default(), 0);
+    for (dir, name) in &touched.entries {
+        what.entries.push((dir.0, name.clone()));
+        bytes += NUMBER_BYTES + 4 * name.len();
+        if bytes >= FORGET_BYTES {
+            all.push(std::mem::take(&mut what));
+            bytes = 0;
+        }
+    }
+    for ino in &touched.inodes {
+        what.inodes.push(ino.0);
+        bytes += NUMBER_BYTES;
+        if bytes >= FORGET_BYTES {
+            all.push(std::mem::take(&mut what));
+            bytes = 0;
+        }
+    }
+    all.push(what);
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::protocol::encode;
+    use crate::types::Ino;
+
+    #[test]
+    fn what_is_to_be_forgotten_fits_into_messages_and_none_is_left_out() {
+        let entries: Vec<_> = (0..3000u64).map(|i| (Ino(u64::MAX - i), vec![0xff; 255])).collect();
+        let inodes: Vec<_> = (0..9000).map(|i| Ino(u64::MAX - i)).collect();
+        let touched = Touched { entries: entries.clone(), inodes: inodes.clone(), orphans: Vec::new() };
+        let messages = forgotten(&touched);
+        assert!(messages.iter().all(|m| encode(m).unwrap().len() < 100 * 1024));
+        let all: Vec<_> = messages.iter().flat_map(|m| m.entries.clone()).collect();
+        assert_eq!(all, entries.into_iter().map(|(dir, name)| (dir.0, name)).collect::<Vec<_>>());
+        let all: Vec<_> = messages.iter().flat_map(|m| m.inodes.clone()).collect();
+        assert_eq!(all, inodes.into_iter().map(|ino| ino.0).collect::<Vec<_>>());
     }
 }

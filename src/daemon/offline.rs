@@ -41,6 +41,8 @@ fn mode_of(request: &Request) -> OpenMode {
         Request::Ping {}
         | Request::VolumeList {}
         | Request::SnapshotList { .. }
+        | Request::Restore(_)
+        | Request::PastPlace { .. }
         | Request::Status { .. }
         | Request::Diff(_)
         | Request::Log(_)
@@ -93,11 +95,22 @@ impl Offline {
 /// # Errors
 /// As [`Store::open`].
 pub(super) fn open_for(path: &Path, key_file: Option<&Path>, mode: OpenMode) -> Result<Opened, ControlError> {
-    let options = OpenOptions { mode, key_file: key_file.map(Path::to_owned), ..OpenOptions::default() };
-    let store = Store::open(path, options, &mut |_, _| {})?;
-    let volumes = open_volumes(store)?;
+    let volumes = open_store(path, key_file, mode)?;
     let handler = Handler::new(volumes.clone(), None, key_file.map(Path::to_owned))?;
     Ok(Opened { local: Local(handler), volumes })
+}
+
+/// The volumes of the store in `path`.
+///
+/// # Errors
+/// As [`Store::open`].
+pub(super) fn open_store(
+    path: &Path,
+    key_file: Option<&Path>,
+    mode: OpenMode,
+) -> Result<Arc<Volumes>, ControlError> {
+    let options = OpenOptions { mode, key_file: key_file.map(Path::to_owned), ..OpenOptions::default() };
+    open_volumes(Store::open(path, options, &mut |_, _| {})?)
 }
 
 /// The volumes of an open store. For writing this includes what a killed server left in memory.

@@ -12,6 +12,7 @@ pub use super::care_report::*;
 pub use super::history_report::*;
 use super::mount_options::MountOptions;
 pub use super::report::*;
+pub use super::restore_report::*;
 pub use super::text::{Secret, one_line, wire_path, wire_path_option};
 use crate::types;
 use crate::types::limits::{CONTROL_REQUEST_BYTES_MAX, TAG_BYTES_MAX, TAGS_MAX};
@@ -219,6 +220,15 @@ pub enum Request {
     Diff(DiffRequest),
     /// The versions of a file, newest first: parts, then [`Response::Log`].
     Log(LogRequest),
+    /// Brings back what was, in its place or as a copy within the volume.
+    Restore(RestoreRequest),
+    /// Asks where the past of a place can be read.
+    PastPlace {
+        /// Of what.
+        place: Place,
+        /// At which point, as it was typed.
+        at: String,
+    },
     /// One report per volume that the target means; [`Target::Store`] means all that are mounted, or `main`.
     Status {
         /// About what.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::care_report::{FsckReport, RepairReport, ScrubState};
 use super::history_report::DiffTotals;
 use super::policy::PolicyInfo;
+use super::restore_report::{PastPlace, RestoreReport};
 use super::text::{Secret, wire_path};
 use crate::types::Timestamp;
 
@@ -62,6 +63,10 @@ pub enum Response {
         /// There are older ones.
         more: bool,
     },
+    /// To `Restore`.
+    Restored(Box<RestoreReport>),
+    /// To `PastPlace`.
+    PastPlace(PastPlace),
     /// To `Status`.
     Status(Vec<StatusReport>),
     /// To `Fsck`.

@@ -8,22 +8,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
-use fuser::SessionACL;
 use nix::sys::signal::{SigSet, Signal};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::control::ControlServer;
 use super::handler::Handler;
 use super::holder::{Kept, Link, Start, UnmountError};
-use super::mounts::{Mounts, Number, Table, TableEntry, make_durable};
+use super::mounts::{Mounts, Number, Table, TableEntry, make_durable, tell};
 use super::offline::open_volumes;
 use super::protocol::{ControlError, MountRequest, Progress};
-use super::registry::{MOUNT_ATTRIBUTE, MountAttribute, MountEntry, Registration, RuntimeDir};
+use super::registry::{MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
+use super::settings::settings;
 use super::spawn::ServeOptions;
-use crate::mount::{Connection, Mounted, Settings, is_mounted, nodeid::Node};
+use crate::mount::{Connection, Mounted, is_mounted};
 use crate::store::{OpenOptions, Store};
-use crate::volume::{AccessTimes, Volume, Volumes};
+use crate::types::VolumeId;
+use crate::volume::restore::Touched;
+use crate::volume::{Volume, Volumes};
 
 /// How long requests under way get when the server ends.
 const GRACE: Duration = Duration::from_secs(10);
@@ -58,46 +60,6 @@ struct Server {
 }
 
 impl Server {
-    fn settings(&self, request: &MountRequest) -> Settings {
-        let store = self.volumes.store();
-        let config = store.config();
-        let options = &request.options;
-        let attribute = MountAttribute {
-            store: store.path().to_owned(),
-            node: store.node().to_string(),
-            volume: request.volume.clone(),
-            mountpoint: request.mountpoint.clone(),
-            socket: self.socket.clone(),
-            ino: 0,
-        };
-        let access_times = options.access_times();
-        Settings {
-            acl: match (options.allow_other, options.allow_root) {
-                (true, _) => SessionACL::All,
-                (_, true) => SessionACL::RootAndOwner,
-                _ => SessionACL::Owner,
-            },
-            threads: config.fuse_workers(),
-            snapdir_visible: options.snapdir_visible,
-            snapdir_name: options.snapdir_name.clone(),
-            owner_uid: self.owner,
-            readahead_bytes: config.readahead_bytes,
-            resend: options.resend,
-            access_times,
-            dir_access_times: if options.nodiratime { AccessTimes::Never } else { access_times },
-            attribute: Arc::new(move |name, node| {
-                if name != MOUNT_ATTRIBUTE.as_bytes() {
-                    return None;
-                }
-                let ino = match node {
-                    Node::Live(ino) | Node::Second(ino) | Node::Snapshots(ino) => ino.0,
-                    Node::Past { ino, .. } => ino.0,
-                };
-                serde_json::to_vec(&MountAttribute { ino, ..attribute.clone() }).ok()
-            }),
-        }
-    }
-
     /// The table, with room for a volume at a mountpoint. A mount that somebody else has unmounted stays in
     /// the table until its session has ended, which is waited for.
     fn free_table(&self, volume: &Volume, mountpoint: &Path) -> Result<MutexGuard<'_, Table>, ControlError> {
@@ -168,12 +130,13 @@ impl Server {
             // The main thread outlives every mount.
             let _ = events.send(Event::Ended(number));
         };
-        let settings = self.settings(request);
+        let settings = settings(&self.volumes, self.owner, &self.socket, request);
         let (mounted, negotiated) =
             Mounted::start(self.volumes.clone(), volume, &request.mountpoint, settings, connection, ended)
                 .map_err(failed)?;
         self.link.serving(request, &Connection { device: kept, id, negotiated: None }, &negotiated);
-        let entry = TableEntry { mounted, read_only: request.options.ro, number, connection: id };
+        let (read_only, snapdir_name) = (request.options.ro, request.options.snapdir_name.clone());
+        let entry = TableEntry { mounted, read_only, snapdir_name, number, connection: id };
         table.mounted.insert(request.mountpoint.clone(), entry);
         Ok(())
     }
@@ -257,6 +220,15 @@ impl Mounts for Server {
             .collect();
         list.sort_by(|a, b| a.mountpoint.cmp(&b.mountpoint));
         list
+    }
+
+    fn tell(&self, volume: VolumeId, touched: &Touched) -> Result<(), ControlError> {
+        tell(&self.mounts, &self.link, volume, touched)
+    }
+
+    fn snapshots_of(&self, volume: VolumeId) -> Option<PathBuf> {
+        let mounts = self.mounts.lock();
+        mounts.of(volume).map(|entry| entry.mounted.mountpoint().join(&entry.snapdir_name))
     }
 
     fn is_read_only(&self, mountpoint: &Path) -> bool {

@@ -21,5 +21,6 @@ mod views;
 
 pub use connection::{Connection, Negotiated, refuse, resend};
 pub use kernel::{KernelOptions, is_mounted, unmount};
+pub use notify::{forget_entry, forget_inode};
 pub use session::Mounted;
 pub use settings::{Attribute, Settings};

@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use super::nodeid::Node;
 use super::notify::forget_attributes;
 use crate::types::Ino;
-use crate::volume::Volume;
+use crate::volume::{FsError, FsResult, Volume};
 
 /// How often all orphans are asked for, should a hint have been missed.
 const ROUND: Duration = Duration::from_secs(5);
@@ -37,6 +37,14 @@ impl Orphans {
     /// Notes that an inode lost its last name.
     pub(super) fn add(&self, ino: Ino) {
         self.state.lock().orphans.insert(ino);
+    }
+
+    /// Notes that many inodes lost their last names, with all that is in those that are directories.
+    pub(super) fn add_all(&self, inodes: &[Ino]) {
+        let mut state = self.state.lock();
+        state.orphans.extend(inodes);
+        state.hints.extend(inodes);
+        self.signal.notify_all();
     }
 
     /// Notes that the kernel forgot an inode, or closed it.
@@ -67,6 +75,11 @@ impl Orphans {
     }
 
     fn run(&self, volume: &Volume, device: &File) {
+        if volume.store().read_only().is_none()
+            && let Err(error) = volume.remove_stages()
+        {
+            tracing::warn!(%error, "what a restore had prepared could not be removed yet");
+        }
         let mut round = Instant::now() + ROUND;
         loop {
             let (candidates, patient): (Vec<Ino>, _) = {
@@ -105,12 +118,32 @@ impl Orphans {
                 return;
             }
         }
-        match volume.remove_orphan(ino) {
+        match self.empty(volume, device, ino).and_then(|()| volume.remove_orphan(ino)) {
             Ok(()) => {
                 self.state.lock().orphans.remove(&ino);
             }
             Err(e) => tracing::warn!(%ino, error = %e, "an unlinked file could not be removed yet"),
         }
+    }
+}
+
+impl Orphans {
+    /// Empties a directory without a name, which a restore has replaced with all that was in it.
+    fn empty(&self, volume: &Volume, device: &File, dir: Ino) -> FsResult<()> {
+        while let Some(emptied) = volume.empty_orphan(dir)? {
+            let mut state = self.state.lock();
+            if state.stop {
+                return Err(FsError::NotEmpty);
+            }
+            // What only this directory held is gone at the next look.
+            state.hints.extend(&emptied.orphans);
+            state.orphans.extend(emptied.orphans);
+            drop(state);
+            for ino in emptied.unlinked {
+                let _ = forget_attributes(device, Node::Live(ino).id());
+            }
+        }
+        Ok(())
     }
 }
 

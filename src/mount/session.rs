@@ -18,7 +18,8 @@ use super::orphans::Orphans;
 use super::outcomes::Outcomes;
 use super::settings::Settings;
 use super::views::Views;
-use crate::volume::{Volume, Volumes};
+use crate::types::Ino;
+use crate::volume::{FsError, Volume, Volumes};
 
 /// A mounted volume.
 pub struct Mounted {
@@ -53,7 +54,11 @@ impl Mounted {
                     orphans.add(ino);
                 } else {
                     // A new connection knows no inode, so nothing without a name is held by anyone.
-                    volume.remove_orphan(ino).map_err(io::Error::other)?;
+                    match volume.remove_orphan(ino) {
+                        // With all that is in it, in the background.
+                        Err(FsError::NotEmpty) => orphans.add(ino),
+                        result => result.map_err(io::Error::other)?,
+                    }
                 }
             }
         }
@@ -107,6 +112,11 @@ impl Mounted {
     /// What is mounted.
     pub fn volume(&self) -> &Arc<Volume> {
         &self.volume
+    }
+
+    /// Notes that inodes lost their last names other than through this mount.
+    pub fn note_orphans(&self, inodes: &[Ino]) {
+        self.orphans.add_all(inodes);
     }
 
     /// Whether the kernel has let go of the mount.

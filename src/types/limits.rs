@@ -104,3 +104,5 @@ pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 pub const CONTROL_CONNECTIONS_MAX: usize = 64;
 /// Key slots of a keyring.
 pub const KEY_SLOTS_MAX: usize = 16;
+/// Names of files with several that one restore keeps in memory.
+pub const RESTORE_LINKS_MAX: usize = 1_000_000;

@@ -38,6 +38,19 @@ fn hash_after(cookie: u64) -> Option<[u8; 16]> {
 }
 
 impl Volume {
+    /// The directory that a live directory is in, and its name there; none for one that was removed.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`], [`FsError::NotDir`].
+    pub fn name_of(&self, dir: Ino) -> FsResult<Option<(Ino, Vec<u8>)>> {
+        let attrs = self.inode(None, dir)?.item.attrs;
+        if attrs.kind != FileKind::Dir {
+            return Err(FsError::NotDir);
+        }
+        let entry = self.view(None).dirent(attrs.parent, &attrs.name)?;
+        Ok(entry.filter(|entry| entry.ino == dir).map(|entry| (attrs.parent, entry.name)))
+    }
+
     /// Visits a directory's entries behind `cookie` (0: from the start, `.` and `..` first) while `visit`
     /// says true. An entry that was there all the time is met exactly once, whatever changes meanwhile.
     ///

@@ -29,9 +29,6 @@ pub enum FsError {
     /// An argument that makes no sense here.
     #[error("{0}")]
     Invalid(&'static str),
-    /// It makes sense, but is not to be; the text says why.
-    #[error("{0}")]
-    Refused(String),
     /// The file has as many links as it may.
     #[error("too many links")]
     TooManyLinks,
@@ -59,6 +56,12 @@ pub enum FsError {
     /// The permissions do not allow it, or no permissions could.
     #[error("permission denied")]
     NoAccess,
+    /// The permissions do not allow it, with what and where.
+    #[error("permission denied: {0}")]
+    Denied(String),
+    /// It cannot be done as things are, with the reason.
+    #[error("{0}")]
+    Refused(String),
     /// The operation does not exist for this object.
     #[error("not supported")]
     NotSupported,

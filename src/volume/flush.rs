@@ -403,7 +403,8 @@ impl Volume {
     /// Removes an inode that has no name and that the kernel has let go of, with its data.
     ///
     /// # Errors
-    /// [`FsError::Invalid`] when it still has a name.
+    /// [`FsError::Invalid`] when it still has a name, [`FsError::NotEmpty`] for a directory that
+    /// [`Volume::empty_orphan`](Volume::empty_orphan) has to empty before.
     pub fn remove_orphan(&self, ino: Ino) -> FsResult<()> {
         let _gate = self.enter();
         let cell = match self.cell(ino) {
@@ -414,6 +415,9 @@ impl Volume {
         let mut live = cell.state.write();
         if live.attrs.nlink > 0 {
             return Err(FsError::Invalid("it has a name"));
+        }
+        if live.attrs.entries > 0 {
+            return Err(FsError::NotEmpty);
         }
         if live.gone {
             return Ok(());

@@ -23,6 +23,7 @@ pub mod policy;
 mod protect;
 mod range;
 mod rename;
+pub mod restore;
 mod snapshot;
 mod user;
 mod xattr;
@@ -104,6 +105,10 @@ pub struct Volume {
     next_ino: AtomicU64,
     /// One change of names at a time, so that a look-up made under it still holds when its record commits.
     namespace: Mutex<()>,
+    /// One restore at a time; taken before every other lock but `admin`.
+    restoring: Mutex<()>,
+    /// The first inode numbers of stages that a restore of this process is preparing.
+    staging: Mutex<std::collections::BTreeSet<Ino>>,
 }
 
 /// A cell in use; given back when dropped.
@@ -251,6 +256,8 @@ impl Volumes {
                 name: name.to_owned(),
                 next_ino: AtomicU64::new(next_ino),
                 namespace: Mutex::new(()),
+                restoring: Mutex::new(()),
+                staging: Mutex::default(),
             })
         });
         Ok(volume.clone())

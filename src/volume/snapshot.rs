@@ -78,42 +78,54 @@ impl Shared {
             return Err(FsError::Invalid("too many tags, or a tag is too long"));
         }
         let _admin = self.admin.lock();
-        let store = &self.store;
-        let name = match &create.name {
-            Some(name) if self.free_name(volumes, name) == *name => name.clone(),
-            Some(_) => return Err(FsError::Exists),
-            None if create.kind == SnapshotKind::Scheduled => {
-                self.free_name(volumes, &scheduled_snapshot_name(self.now()))
-            }
-            None => self.free_name(volumes, &default_snapshot_name(self.now())),
-        };
-        let row = self.barrier(|| {
-            let mut edits = Vec::with_capacity(volumes.len());
-            for vol in volumes {
-                let (view, points) = {
-                    let state = store.index().state();
-                    let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
-                    (volume.next_view, volume.points.len())
-                };
-                if points >= POINTS_MAX {
-                    return Err(FsError::Invalid("the volume has as many snapshots as it may; delete some"));
-                }
-                if view > SNAPSHOT_VIEW_MAX {
-                    return Err(FsError::Invalid("the volume has used all its snapshot numbers"));
-                }
-                let (tags, hold, kind) = (create.tags.clone(), create.hold, create.kind);
-                let spec = SnapshotSpec { name: name.clone(), view, tags, hold, kind };
-                edits.push(Edit::SnapshotCreate { vol: *vol, spec });
-            }
-            let lsn = store.commit(edits, create.request)?;
-            let vol = volumes.first().ok_or(FsError::Invalid("no volume to take a snapshot of"))?;
-            let state = store.index().state();
-            let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
-            let snapshot = volume.points.get(&lsn).ok_or(FsError::NotFound)?;
-            Ok(SnapshotRow::of(volume, lsn, snapshot, self.now()))
-        })?;
-        store.sync(row.lsn)?;
+        let row = self.barrier(|| self.commit_snapshot(volumes, create))?;
+        self.store.sync(row.lsn)?;
         Ok(row)
+    }
+
+    /// The record of a snapshot, at a barrier. The caller holds the admin lock, too.
+    ///
+    /// # Errors
+    /// As [`Shared::snapshot`].
+    pub(super) fn commit_snapshot(
+        &self,
+        volumes: &[VolumeId],
+        create: &SnapshotCreate,
+    ) -> FsResult<SnapshotRow> {
+        let store = &self.store;
+        let moment = || default_snapshot_name(self.now());
+        let name = match (&create.name, create.kind) {
+            (Some(name), _) if self.free_name(volumes, name) == *name => name.clone(),
+            (Some(_), _) => return Err(FsError::Exists),
+            (None, SnapshotKind::Scheduled) => self.free_name(volumes, &scheduled_snapshot_name(self.now())),
+            (None, SnapshotKind::BeforeRestore) => {
+                self.free_name(volumes, &format!("before-restore-{}", moment()))
+            }
+            (None, _) => self.free_name(volumes, &moment()),
+        };
+        let mut edits = Vec::with_capacity(volumes.len());
+        for vol in volumes {
+            let (view, points) = {
+                let state = store.index().state();
+                let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
+                (volume.next_view, volume.points.len())
+            };
+            if points >= POINTS_MAX {
+                return Err(FsError::Invalid("the volume has as many snapshots as it may; delete some"));
+            }
+            if view > SNAPSHOT_VIEW_MAX {
+                return Err(FsError::Invalid("the volume has used all its snapshot numbers"));
+            }
+            let (tags, hold, kind) = (create.tags.clone(), create.hold, create.kind);
+            let spec = SnapshotSpec { name: name.clone(), view, tags, hold, kind };
+            edits.push(Edit::SnapshotCreate { vol: *vol, spec });
+        }
+        let lsn = store.commit(edits, create.request)?;
+        let vol = volumes.first().ok_or(FsError::Invalid("no volume to take a snapshot of"))?;
+        let state = store.index().state();
+        let volume = state.volumes.get(vol).ok_or(FsError::NotFound)?;
+        let snapshot = volume.points.get(&lsn).ok_or(FsError::NotFound)?;
+        Ok(SnapshotRow::of(volume, lsn, snapshot, self.now()))
     }
 
     /// `base`, or where one of the volumes has a snapshot of that name, the first name like it that none has.

@@ -7,6 +7,7 @@ mod names;
 mod points;
 mod policy;
 mod restore;
+mod restoring;
 mod tree;
 mod under_load;
 mod volumes;

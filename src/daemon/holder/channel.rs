@@ -50,6 +50,18 @@ pub struct History {
     pub deaths: u64,
     /// How the last one ended.
     pub last_death: Option<String>,
+    /// Whether the holder understands [`ToHolder::Forget`]; one from before an upgrade may not.
+    #[serde(default)]
+    pub forgets: bool,
+}
+
+/// Names and inodes that the kernel is to forget.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forgotten {
+    /// Names with the numbers of their directories.
+    pub entries: Vec<(u64, Vec<u8>)>,
+    /// Numbers of inodes whose attributes changed.
+    pub inodes: Vec<u64>,
 }
 
 /// To the server.
@@ -71,6 +83,8 @@ pub enum ToServer {
     Mounted(Result<u64, ControlError>),
     /// The answer to [`ToHolder::Unmount`].
     Unmounted(Result<(), UnmountError>),
+    /// The answer to [`ToHolder::Forget`].
+    Forgotten,
     /// End in order.
     Stop,
 }
@@ -128,6 +142,14 @@ pub enum ToHolder {
         mountpoint: PathBuf,
         /// Also while it is in use.
         lazily: bool,
+    },
+    /// Have the kernel forget what it knows of these. A server must not do that itself: it waits for locks that
+    /// programs hold while they wait for the server.
+    Forget {
+        /// On which connection.
+        connection: u64,
+        /// What.
+        what: Forgotten,
     },
     /// The kernel has let go of a connection.
     Ended {

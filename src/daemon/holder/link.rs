@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::Mutex;
 
-use super::channel::{Channel, History, Kept, ToHolder, ToServer, UnmountError};
+use super::channel::{Channel, Forgotten, History, Kept, ToHolder, ToServer, UnmountError};
 use crate::daemon::protocol::{ControlError, MountRequest, Progress};
 use crate::daemon::spawn::ServeOptions;
 use crate::mount::{Connection, Negotiated};
@@ -22,6 +22,11 @@ use crate::mount::{Connection, Negotiated};
 const HOLDERS_MAX: usize = 100;
 /// See [`HOLDERS_MAX`].
 const HOLDERS_TIME: Duration = Duration::from_secs(60);
+
+/// How often a holder is asked to have the kernel forget something; each time but the first another one.
+const FORGET_TRIES: usize = 5;
+/// Before it is asked again.
+const FORGET_PAUSE: Duration = Duration::from_millis(100);
 
 /// With what a server starts.
 #[derive(Debug)]
@@ -55,6 +60,7 @@ pub struct Link {
 enum Answer {
     Mounted(Result<(u64, OwnedFd), ControlError>),
     Unmounted(Result<(), UnmountError>),
+    Forgotten,
     /// The holder died.
     Lost,
 }
@@ -127,6 +133,7 @@ impl Link {
                     (Err(e), _) => Err(e),
                 }),
                 Ok(Some((ToServer::Unmounted(result), _))) => Answer::Unmounted(result),
+                Ok(Some((ToServer::Forgotten, _))) => Answer::Forgotten,
                 Ok(Some(_)) => continue,
                 Ok(None) | Err(_) => {
                     let _ = answers.send(Answer::Lost);
@@ -172,7 +179,7 @@ impl Link {
         let mut channel = self.channel.lock();
         let kept = self.kept.lock();
         let mut history = self.history.lock();
-        history.holder = child.id();
+        (history.holder, history.forgets) = (child.id(), true);
         let adopt = ToHolder::Adopt {
             server: std::process::id(),
             options: self.start.0.clone(),
@@ -252,6 +259,26 @@ impl Link {
             Answer::Unmounted(result) => result,
             _ => Err(other(lost())),
         }
+    }
+
+    /// Has the kernel forget names and attributes; they are when this returns. The caller must hold nothing that
+    /// an answer to a program could wait for.
+    ///
+    /// # Errors
+    /// The holder is from before an upgrade and cannot, or is gone for good.
+    pub fn forget(&self, connection: u64, what: Forgotten) -> Result<(), ControlError> {
+        if !self.history.lock().forgets {
+            return Err(ControlError::failed("the mount's holder is older than this server"));
+        }
+        let message = ToHolder::Forget { connection, what };
+        // A holder that was killed is followed by another one, which can be told the same.
+        for _ in 0..FORGET_TRIES {
+            if let Ok(Answer::Forgotten) = self.call(&message) {
+                return Ok(());
+            }
+            std::thread::sleep(FORGET_PAUSE);
+        }
+        Err(lost())
     }
 
     /// The kernel has let go of a connection.

@@ -20,15 +20,15 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use parking_lot::Mutex;
 
-pub use channel::{History, Kept, UnmountError};
+pub use channel::{Forgotten, History, Kept, UnmountError};
 pub use link::{Link, Start};
 
 use super::mount_options::kernel_options;
 use super::protocol::{ControlError, MountRequest};
 use super::registry::{self, MountEntry};
 use super::spawn::{Ready, ServeOptions};
-use crate::mount::{resend, unmount};
-use crate::types::NodeUuid;
+use crate::mount::{forget_entry, forget_inode, resend, unmount};
+use crate::types::{Ino, NodeUuid};
 use channel::{Channel, ToHolder, ToServer};
 use watch::Watched;
 
@@ -112,7 +112,7 @@ impl Holder {
             used: false,
             stopping: false,
             useless: 0,
-            history: History { holder: std::process::id(), ..History::default() },
+            history: History { holder: std::process::id(), forgets: true, ..History::default() },
             node,
         })
     }
@@ -152,7 +152,7 @@ impl Holder {
             return Err(ControlError::usage("hold is internal; use rewindfs mount"));
         };
         log(&options, foreground);
-        history.holder = std::process::id();
+        (history.holder, history.forgets) = (std::process::id(), true);
         let mut holder = Holder::new(options, foreground)?;
         (holder.history, holder.used) = (history, true);
         let server = Watched::adopted(channel, server).map_err(|e| failed(&e))?;
@@ -365,6 +365,11 @@ impl Holder {
                 }
             }
             ToHolder::Unmount { mountpoint, lazily } => unmount_beside(channel.clone(), mountpoint, lazily),
+            ToHolder::Forget { connection, what } => {
+                let held = self.held.lock();
+                let device = held.iter().find(|h| h.kept.connection == connection);
+                forget_beside(channel.clone(), device.and_then(|h| h.device.try_clone().ok()), what);
+            }
             ToHolder::Ended { connection } => {
                 self.held.lock().retain(|h| h.kept.connection != connection);
             }
@@ -418,6 +423,23 @@ fn unmount_beside(channel: Arc<Channel>, mountpoint: std::path::PathBuf, lazily:
         let result = unmount(&mountpoint, lazily)
             .map_err(|e| UnmountError { busy: e.raw_os_error() == Some(libc::EBUSY), text: e.to_string() });
         let _ = channel.send(&ToServer::Unmounted(result), None);
+    });
+}
+
+/// Has the kernel forget names and attributes. It waits for the locks of directories, each of which a program may
+/// hold until a server has answered it: perhaps the next server, which the holder's own thread must be free to
+/// start. What the kernel does not know needs no forgetting.
+fn forget_beside(channel: Arc<Channel>, device: Option<OwnedFd>, what: Forgotten) {
+    beside("rewindfs-forgetter", move || {
+        if let Some(device) = device {
+            for (dir, name) in &what.entries {
+                let _ = forget_entry(&device, Ino(*dir), name);
+            }
+            for ino in &what.inodes {
+                let _ = forget_inode(&device, Ino(*ino));
+            }
+        }
+        let _ = channel.send(&ToServer::Forgotten, None);
     });
 }
 

@@ -1,5 +1,5 @@
 //! What `apply` keeps beside the versions and could be computed from them: digest, counters, the dead list,
-//! pending rows.
+//! pending rows, stages.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +34,11 @@ impl Store {
                 }
             }
         }
-        for checked in [check_dead_list(frozen, sweep, findings), check_pending(frozen, sweep, findings)] {
+        for checked in [
+            check_dead_list(frozen, sweep, findings),
+            check_pending(frozen, sweep, findings),
+            check_stages(frozen, findings),
+        ] {
             if let Err(e) = checked {
                 findings.problem(Part::Index, e);
             }
@@ -118,6 +122,21 @@ fn check_pending(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) ->
         }
     }
     Ok(())
+}
+
+/// A stage's numbers are used up, each by one stage: what is left of it can be removed by number.
+fn check_stages(frozen: &Frozen<'_>, findings: &mut Findings) -> Result<()> {
+    let mut before: Option<(VolumeId, u64)> = None;
+    frozen.stages(|vol, from, to| {
+        let Some(volume) = frozen.state.volumes.get(&vol).filter(|v| !v.deleted) else { return Ok(()) };
+        let overlaps = before.is_some_and(|(v, end)| v == vol && from < end);
+        if overlaps || from <= Ino::ROOT.0 || from >= to || to > volume.next_ino {
+            let text = format!("volume {}: a stage has inodes {from} to {to}, which cannot be", volume.name);
+            findings.problem(Part::Derived, text);
+        }
+        before = Some((vol, to));
+        Ok(())
+    })
 }
 
 #[cfg(test)]

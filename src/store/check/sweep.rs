@@ -146,6 +146,14 @@ impl Store {
 
 fn check_tree(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) {
     let state = &frozen.state;
+    let mut stages = Vec::new();
+    let listed = frozen.stages(|vol, from, to| {
+        stages.push((vol, from, to));
+        Ok(())
+    });
+    if let Err(e) = listed {
+        findings.problem(Part::Index, e);
+    }
     for ((vol, ino), node) in &sweep.nodes {
         let Some(volume) = state.volumes.get(vol).filter(|v| !v.deleted) else { continue };
         let place = format!("volume {}, inode {ino}", volume.name);
@@ -156,6 +164,15 @@ fn check_tree(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) {
             }
             continue;
         };
+        let staged = |ino: Ino| stages.iter().any(|(v, from, to)| v == vol && (*from..*to).contains(&ino.0));
+        if staged(*ino) {
+            // Its names are counted when it belongs to the tree.
+            if node.named > 0 && !staged(node.found_place.0) {
+                let text = format!("{place}: an entry names it, but it is only being prepared");
+                findings.problem(Part::Index, text);
+            }
+            continue;
+        }
         let root = *ino == Ino::ROOT;
         let expected = match kind {
             FileKind::Dir => {

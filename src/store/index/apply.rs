@@ -89,6 +89,7 @@ impl Txn<'_> {
                 self.delete_row(&meta::orphan(*vol, *ino));
                 Ok(())
             }
+            Edit::Stage { vol, from, to, staged } => self.stage(*vol, *from, *to, *staged),
             Edit::Rebind { vol, ino, block, since, recipe } => {
                 self.rebind(&keys::block(*vol, *ino, *block), *since, recipe)
             }
@@ -269,6 +270,18 @@ impl Txn<'_> {
         }
     }
 
+    /// All numbers of a stage count as used from the start, so that none of them is given to anything that its
+    /// removal would take along.
+    fn stage(&mut self, vol: VolumeId, from: Ino, to: Ino, staged: bool) -> Result<()> {
+        let row = meta::stage(vol, from);
+        if staged && from < to {
+            self.use_ino(vol, Ino(to.0 - 1));
+            return self.put_row(row, to.0.to_le_bytes());
+        }
+        self.delete_row(&row);
+        Ok(())
+    }
+
     fn rebind(&mut self, key: &[u8], since: Lsn, recipe: &Recipe) -> Result<()> {
         let head = self.head(key)?.filter(|s| s.since == since);
         let (old, end) = match head {
@@ -406,7 +419,7 @@ impl Txn<'_> {
             self.delete(&key, self.lsn)?;
         }
         if left > 0 {
-            for kind in [meta::SNAPSHOT, meta::POLICY, meta::ORPHAN, meta::REAP, meta::PENDING] {
+            for kind in [meta::SNAPSHOT, meta::POLICY, meta::ORPHAN, meta::STAGE, meta::REAP, meta::PENDING] {
                 for key in self.index.keys_with("default", &meta::of_volume(kind, vol), usize::MAX)? {
                     self.delete_row(&key);
                 }

@@ -152,6 +152,15 @@ impl Frozen<'_> {
         })
     }
 
+    /// Visits the spans of inode numbers that are being prepared: volume, first number, the one behind the last.
+    pub fn stages(&self, mut visit: impl FnMut(VolumeId, u64, u64) -> Result<()>) -> Result<()> {
+        self.range("default", &[meta::STAGE], &[meta::STAGE + 1], |key, value| {
+            let (vol, [from]) = meta::split::<1>(key).ok_or_else(|| damaged(key, "bad key"))?;
+            let to = value.first_chunk::<8>().ok_or_else(|| damaged(key, "bad stage"))?;
+            visit(vol, from, u64::from_le_bytes(*to))
+        })
+    }
+
     /// Reads every row of every family, so that RocksDB compares all its checksums. Returns the bytes.
     pub fn read_all(&self, mut each: impl FnMut(u64) -> Result<()>) -> Result<u64> {
         let mut total = 0;

@@ -189,6 +189,8 @@ pub mod meta {
     pub const SNAPSHOT: u8 = b's';
     /// First byte of orphan rows: `'o' ‖ vol 4 ‖ ino 8`.
     pub const ORPHAN: u8 = b'o';
+    /// First byte of stage rows: `'g' ‖ vol 4 ‖ first ino 8`.
+    pub const STAGE: u8 = b'g';
     /// First byte of reap rows: `'r' ‖ vol 4 ‖ cut lsn 8 ‖ ino 8`.
     pub const REAP: u8 = b'r';
     /// First byte of rows of blocks that want a rebind: `'p' ‖ vol 4 ‖ ino 8 ‖ block 8 ‖ since 8`.
@@ -230,6 +232,11 @@ pub mod meta {
     /// Key of an orphan row.
     pub fn orphan(vol: VolumeId, ino: Ino) -> Vec<u8> {
         row(ORPHAN, vol, &[ino.0])
+    }
+
+    /// Key of a stage row.
+    pub fn stage(vol: VolumeId, from: Ino) -> Vec<u8> {
+        row(STAGE, vol, &[from.0])
     }
 
     /// Key of a reap row.

@@ -2,7 +2,7 @@
 
 use super::keys::{self, meta};
 use super::rows::ChunkEntry;
-use super::{CHUNKS, HISTORY, Index, damaged, index_error};
+use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
 use crate::store::model::Recipe;
 use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
 
@@ -176,6 +176,24 @@ impl Index {
     pub fn orphans(&self, vol: VolumeId) -> Result<Vec<Ino>> {
         let rows = self.keys_with("default", &meta::of_volume(meta::ORPHAN, vol), usize::MAX)?;
         Ok(rows.iter().filter_map(|k| meta::split::<1>(k)).map(|(_, [ino])| Ino(ino)).collect())
+    }
+
+    /// The spans of inode numbers, each up to the one behind its last, that are being prepared or were left so.
+    pub fn stages(&self, vol: VolumeId) -> Result<Vec<(Ino, Ino)>> {
+        let mut found = Vec::new();
+        self.rows(&meta::of_volume(meta::STAGE, vol), |key, value| {
+            let from = meta::split::<1>(key).map(|(_, [from])| Ino(from));
+            let to = value.first_chunk::<8>().map(|b| Ino(u64::from_le_bytes(*b)));
+            found.push(from.zip(to).ok_or_else(|| damaged(key, "bad stage"))?);
+            Ok(true)
+        })?;
+        Ok(found)
+    }
+
+    /// Up to `limit` inodes with numbers in `from..to`.
+    pub fn inodes_between(&self, vol: VolumeId, from: Ino, to: Ino, limit: usize) -> Result<Vec<Ino>> {
+        let keys = self.keys_between(HEADS, &keys::inode(vol, from), &keys::inode(vol, to), limit)?;
+        Ok(keys.iter().filter_map(|key| keys::ino_of(key)).collect())
     }
 
     /// The recipe of a block version, wherever it is now, with its inline bytes.

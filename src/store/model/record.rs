@@ -130,6 +130,18 @@ pub enum Edit {
         /// Whether it is kept.
         orphan: bool,
     },
+    /// Notes that the inodes `from..to` are being prepared out of sight and belong to no tree yet, or that they
+    /// now do. What is still noted when nobody prepares it any more is removed.
+    Stage {
+        /// The volume.
+        vol: VolumeId,
+        /// The first inode number.
+        from: Ino,
+        /// The number behind the last.
+        to: Ino,
+        /// Whether they are being prepared.
+        staged: bool,
+    },
     /// Gives a block version, named by its `since`, another representation of the same bytes.
     Rebind {
         /// The volume.
@@ -247,6 +259,7 @@ tags!(
     VOLUME_SWEEP = 20,
     TERM = 21,
     POLICY_SET = 22,
+    STAGE = 23,
 );
 
 fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
@@ -273,6 +286,7 @@ impl Edit {
             | PutXattr { vol, .. }
             | DelXattr { vol, .. }
             | Orphan { vol, .. }
+            | Stage { vol, .. }
             | SnapshotCreate { vol, .. }
             | SnapshotDelete { vol, .. }
             | SnapshotHold { vol, .. }
@@ -328,6 +342,9 @@ impl Edit {
             }
             Orphan { vol, ino, orphan } => {
                 head(e, ORPHAN, *vol).varint(ino.0).u8(u8::from(*orphan));
+            }
+            Stage { vol, from, to, staged } => {
+                head(e, STAGE, *vol).varint(from.0).varint(to.0).u8(u8::from(*staged));
             }
             Rebind { vol, ino, block, since, recipe } => {
                 head(e, REBIND, *vol).varint(ino.0).varint(*block).varint(since.0);
@@ -407,6 +424,7 @@ impl Edit {
             PUT_XATTR => Edit::PutXattr { vol, ino, hash: d.array()?, xattr: Xattr::decode(d)? },
             DEL_XATTR => Edit::DelXattr { vol, ino, hash: d.array()? },
             ORPHAN => Edit::Orphan { vol, ino, orphan: get_bool(d)? },
+            STAGE => Edit::Stage { vol, from: ino, to: get_ino(d)?, staged: get_bool(d)? },
             REBIND => {
                 let (block, since) = (get_block(d)?, Lsn(d.varint()?));
                 Edit::Rebind { vol, ino, block, since, recipe: Recipe::new(Piece::decode_list(d)?) }

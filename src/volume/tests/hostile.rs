@@ -81,6 +81,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         }),
         1 => (vol(), ino(), hash()).prop_map(|(vol, ino, hash)| Edit::DelXattr { vol, ino, hash }),
         1 => (vol(), ino(), any::<bool>()).prop_map(|(vol, ino, orphan)| Edit::Orphan { vol, ino, orphan }),
+        1 => (vol(), ino(), ino(), any::<bool>())
+            .prop_map(|(vol, from, to, staged)| Edit::Stage { vol, from, to, staged }),
         2 => (vol(), ino(), number(), lsn(), pieces()).prop_map(|(vol, ino, block, since, pieces)| {
             let small = pieces.into_iter().filter(|p| p.len < 1000).collect();
             Edit::Rebind { vol, ino, block, since, recipe: Recipe::new(small) }

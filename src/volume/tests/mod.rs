@@ -19,6 +19,7 @@ mod points;
 mod policy;
 mod power;
 mod regressions;
+mod restore;
 mod run;
 mod stress;
 mod surviving;
