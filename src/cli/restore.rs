@@ -12,7 +12,7 @@ use super::resolve::{self, DEFAULT_VOLUME, Resolved};
 use super::{Outcome, io_error, output, shown, unexpected};
 use crate::daemon::export::{self, Unfinished};
 use crate::daemon::protocol::{
-    ControlError, Kind, PastPlace, Place, Request, Response, RestoreReport, RestoreRequest,
+    ControlError, HERE, Kind, PastPlace, Place, Request, Response, RestoreReport, RestoreRequest,
 };
 use crate::daemon::registry::{self, MountAttribute};
 use crate::types::point::Point;
@@ -82,7 +82,7 @@ fn inside(path: &Path) -> Result<Option<Inside>, ControlError> {
         let text = format!("{} lies in a snapshot; name the path in the live tree", shown(path));
         return Err(ControlError::usage(text));
     }
-    let below = below.into_iter().rev().collect();
+    let below = if below.is_empty() { HERE.into() } else { below.into_iter().rev().collect() };
     let place = Place { volume: mount.volume.clone(), dir: mount.ino, below };
     Ok(Some(Inside { mount, dir, place }))
 }
@@ -180,11 +180,11 @@ impl Restore {
         if let registry::Found::Running(_) = registry::find(&store, node) {
             let target = crate::daemon::protocol::Target::Volume { volume: volume.clone() };
             let resolved = resolve::store(&store, target, self.key_file.as_deref())?;
-            let place = Place { volume, dir: 1, below: PathBuf::new() };
+            let place = Place { volume, dir: 1, below: HERE.into() };
             return self.written_out(&resolved, place, &node.to_string(), dest);
         }
         self.refuse_dry_run()?;
-        let (at, path) = (self.at.clone(), PathBuf::new());
+        let (at, path) = (self.at.clone(), HERE.into());
         let what = Unfinished { node: node.to_string(), volume, path, at, lsn: 0 };
         let mut display = Display::new();
         let key_file = self.key_file.as_deref();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::control::Caller;
 use super::handler::Handler;
 use super::protocol::{
-    ControlError, Kind, PastPlace, Place, Progress, Response, RestoreReport, RestoreRequest, Target,
+    ControlError, HERE, Kind, PastPlace, Place, Progress, Response, RestoreReport, RestoreRequest, Target,
 };
 use super::rights::{control_error, volume_for};
 use crate::store::model::FileKind;
@@ -23,6 +23,9 @@ const DEPTH_MAX: usize = 4096;
 
 /// The names that a relative path consists of.
 fn names(below: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
+    if below == Path::new(HERE) {
+        return Ok(Vec::new());
+    }
     let parts = below.as_os_str().as_bytes().split(|byte| *byte == b'/').filter(|name| !name.is_empty());
     let names: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
     let bad =
@@ -51,6 +54,9 @@ fn path_of(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>, ControlError> {
 }
 
 fn join(names: &[Vec<u8>]) -> PathBuf {
+    if names.is_empty() {
+        return PathBuf::from(HERE);
+    }
     names.iter().map(|name| std::ffi::OsStr::from_bytes(name)).collect()
 }
 

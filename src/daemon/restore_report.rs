@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::text::wire_path;
 
+/// The path of a directory itself.
+pub const HERE: &str = ".";
+
 /// A place in a volume: a live directory, as a path of the caller's led to it, and what may or may not exist
 /// beneath.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,7 +18,7 @@ pub struct Place {
     pub volume: String,
     /// The directory's inode number.
     pub dir: u64,
-    /// Names beneath it, joined by slashes; empty for the directory itself.
+    /// Names beneath it, joined by slashes; [`HERE`] for the directory itself.
     #[serde(with = "wire_path")]
     pub below: PathBuf,
 }

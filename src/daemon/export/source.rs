@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use nix::unistd::{Whence, lseek};
 
-use super::xattr;
+use super::xattr::{self, Xattrs};
 use crate::store::model::FileKind;
 use crate::types::{Ino, Lsn};
 use crate::volume::{FsError, Seek, Volume};
@@ -43,9 +43,6 @@ pub(super) trait Content {
     /// Fills `buf` from `offset`; fewer bytes are an error.
     fn read(&mut self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 }
-
-/// Extended attributes: names and values.
-pub(super) type Xattrs = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// A tree.
 pub(super) trait Source {

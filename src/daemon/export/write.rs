@@ -275,7 +275,7 @@ impl<'a> Writer<'a> {
         if (m.mtime(), m.mtime_nsec()) != node.times[1] || m.mode() & 0o7777 != node.mode {
             return Ok(false);
         }
-        let sorted = |mut xattrs: super::source::Xattrs| {
+        let sorted = |mut xattrs: xattr::Xattrs| {
             xattrs.sort();
             xattrs
         };
