@@ -9,7 +9,7 @@ use super::stage::Stage;
 use super::{Restore, Restored, Touched};
 use crate::store::index::View;
 use crate::store::model::{Attrs, Dirent, Edit, FileKind, SnapshotKind};
-use crate::types::{Ino, Lsn, Timestamp};
+use crate::types::{Ino, Timestamp};
 use crate::volume::cell::Live;
 use crate::volume::{CellRef, FsError, FsResult, SnapshotCreate, Volume, Volumes};
 
