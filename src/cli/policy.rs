@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 
 use super::{Outcome, output, resolve, unexpected};
-use crate::daemon::policy::PolicyInfo;
+use crate::daemon::policy_report::PolicyInfo;
 use crate::daemon::protocol::{Request, Response};
 use crate::types::point::rfc3339;
 

@@ -335,7 +335,10 @@ impl ControlHandler for Handler {
                 Ok(Response::Done {})
             }
             Request::Policy { target, settings, dry_run } => {
-                policy::policy(self, caller, &target, &settings, dry_run)
+                if !settings.is_empty() {
+                    self.admin(caller, "changing a policy")?;
+                }
+                policy::policy(&*self.volume(caller, &target, READ)?, &settings, dry_run)
             }
             Request::Restore(request) => self.restore(caller, &request, &mut progress),
             Request::PastPlace { place, at } => self.past_place(caller, &place, &at),

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::report::rfc3339;
 use super::text::{wire_path, wire_path_option};
+use super::times::rfc3339;
 use crate::types::Timestamp;
 
 /// A part of an answer that takes more than one line.

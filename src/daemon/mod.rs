@@ -16,7 +16,8 @@ pub mod mount_options;
 mod mounts;
 pub mod news;
 pub mod offline;
-pub mod policy;
+mod policy;
+pub mod policy_report;
 pub mod protocol;
 pub mod registry;
 pub mod report;
@@ -30,6 +31,7 @@ pub mod spawn;
 mod status;
 pub mod sys;
 pub mod text;
+pub mod times;
 mod upgrade;
 mod watched;
 

@@ -1,28 +1,11 @@
 //! Policies over the control socket.
 
-use serde::{Deserialize, Serialize};
-
-use super::control::Caller;
-use super::handler::Handler;
-use super::protocol::{ControlError, Response, Target};
-use super::report::WindowReport;
+use super::policy_report::{PolicyInfo, WindowReport};
+use super::protocol::{ControlError, Response};
 use super::rights::control_error;
 use crate::types::Ino;
 use crate::volume::policy::{Kept, Setting};
-use crate::volume::{FsError, READ, Volume};
-
-/// A policy, as `policy show --json` prints it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PolicyInfo {
-    /// Of which volume.
-    pub volume: String,
-    /// Only what it would be.
-    pub dry_run: bool,
-    /// The settings in the form in which they are set: name and value; `on-close` once for each glob.
-    pub settings: Vec<(String, String)>,
-    /// What is really kept.
-    pub kept: WindowReport,
-}
+use crate::volume::{FsError, Volume};
 
 /// What is really kept of a volume's history.
 pub(super) fn window(volume: &Volume) -> Result<WindowReport, FsError> {
@@ -36,22 +19,12 @@ pub(super) fn window(volume: &Volume) -> Result<WindowReport, FsError> {
     })
 }
 
-/// `policy show` and, with settings, `policy set`.
-pub(super) fn policy(
-    handler: &Handler,
-    caller: &Caller,
-    target: &Target,
-    settings: &[String],
-    dry_run: bool,
-) -> Result<Response, ControlError> {
-    if !settings.is_empty() {
-        handler.admin(caller, "changing a policy")?;
-    }
+/// `policy show` and, with settings, `policy set`, for a caller who may.
+pub(super) fn policy(volume: &Volume, settings: &[String], dry_run: bool) -> Result<Response, ControlError> {
     let settings = Setting::all(settings).map_err(|e| ControlError::usage(e.to_string()))?;
-    let volume = handler.volume(caller, target, READ)?;
     let failed = |e| control_error(&format!("policy of volume {}", volume.name()), e);
     let policy = volume.set_policy(&settings, dry_run || settings.is_empty()).map_err(failed)?;
     let texts = Setting::of(&policy).into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let kept = window(&volume).map_err(failed)?;
+    let kept = window(volume).map_err(failed)?;
     Ok(Response::Policy(PolicyInfo { volume: volume.name().to_owned(), dry_run, settings: texts, kept }))
 }

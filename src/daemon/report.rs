@@ -8,9 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use super::care_report::{FsckReport, RepairReport, ScrubState};
 use super::history_report::DiffTotals;
-use super::policy::PolicyInfo;
+use super::policy_report::{PolicyInfo, WindowReport};
 use super::restore_report::{PastPlace, RestoreReport};
 use super::text::{Secret, wire_path};
+use super::times::{rfc3339, rfc3339_option};
 use crate::types::Timestamp;
 
 /// What came of a request.
@@ -96,44 +97,6 @@ pub enum Response {
         /// Number of the key that new data is sealed with.
         epoch: u16,
     },
-}
-
-/// Serde of a [`Timestamp`] as RFC 3339.
-pub mod rfc3339 {
-    use crate::types::Timestamp;
-    use crate::types::point;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    /// Writes UTC.
-    pub fn serialize<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&point::rfc3339(*time))
-    }
-
-    /// Reads any zone.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Timestamp, D::Error> {
-        let text = String::deserialize(from)?;
-        point::parse_rfc3339(&text).map_err(serde::de::Error::custom)
-    }
-}
-
-/// The same of a moment that may be missing.
-pub mod rfc3339_option {
-    use super::rfc3339;
-    use crate::types::Timestamp;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    #[derive(Serialize, Deserialize)]
-    struct Moment(#[serde(with = "rfc3339")] Timestamp);
-
-    /// Writes UTC, or null.
-    pub fn serialize<S: Serializer>(time: &Option<Timestamp>, to: S) -> Result<S::Ok, S::Error> {
-        time.map(Moment).serialize(to)
-    }
-
-    /// Reads any zone.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-        Ok(Option::<Moment>::deserialize(from)?.map(|moment| moment.0))
-    }
 }
 
 /// Who made a snapshot.
@@ -327,22 +290,6 @@ pub struct LastSnapshot {
     /// Its moment.
     #[serde(with = "rfc3339")]
     pub time: Timestamp,
-}
-
-/// The window of the past that is really kept, besides snapshots.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WindowReport {
-    /// The oldest moment that is readable.
-    #[serde(with = "rfc3339")]
-    pub oldest: Timestamp,
-    /// From here on, every record is readable.
-    #[serde(with = "rfc3339")]
-    pub continuous: Timestamp,
-    /// Since when every minute in which something changed is readable.
-    #[serde(with = "rfc3339")]
-    pub minutes: Timestamp,
-    /// Marks of such minutes.
-    pub marks: u64,
 }
 
 /// What the server did so far, so that costs can be compared without a clock.

@@ -1,9 +1,11 @@
 //! What protects a point from being forgotten: a hold, and the immutable period of the policy.
 
+use std::collections::BTreeMap;
+
 use super::{FsError, FsResult};
 use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
-use crate::types::Timestamp;
 use crate::types::point::rfc3339;
+use crate::types::{Lsn, Timestamp};
 
 /// Whether the policy lets nothing take the point away yet: until when.
 pub(super) fn immutable_until(volume: &VolumeRow, point: &Snapshot, now: Timestamp) -> Option<Timestamp> {
@@ -30,4 +32,17 @@ pub(super) fn check_may_go<'a>(
         }
     }
     Ok(())
+}
+
+/// The points that nothing protects, oldest first.
+pub(super) fn may_go<'a>(
+    volume: &'a VolumeRow,
+    now: Timestamp,
+    reading: &[Lsn],
+) -> BTreeMap<Lsn, &'a Snapshot> {
+    let points = volume.points.iter().filter(|(_, p)| !p.deleting && !p.spec.hold);
+    points
+        .filter(|(at, p)| reading.binary_search(at).is_err() && immutable_until(volume, p, now).is_none())
+        .map(|(at, p)| (*at, p))
+        .collect()
 }

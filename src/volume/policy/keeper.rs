@@ -1,6 +1,6 @@
 //! The thread that does what policies say: marks, schedules, retention, limits of space.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -10,12 +10,11 @@ use parking_lot::{Condvar, Mutex};
 use super::completed::Completed;
 use super::retention::{self, Candidate, minute};
 use super::space::Shortage;
-use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
 use crate::store::model::{Edit, Policy, SnapshotKind, SnapshotSpec};
 use crate::types::error::IoContext;
 use crate::types::limits::{POINTS_MAX, SWEEP_ITEMS_MAX};
 use crate::types::{Error, Lsn, Timestamp, VolumeId};
-use crate::volume::protect::{check_may_go, immutable_until};
+use crate::volume::protect::{check_may_go, may_go};
 use crate::volume::snapshot::SnapshotCreate;
 use crate::volume::{FsResult, Shared};
 
@@ -224,7 +223,7 @@ impl Shared {
             }
         }
         self.snapshot_completed(problems)?;
-        self.keep_within_limits(&volumes, now, rounds, problems)
+        self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems)
     }
 
     fn retention_is_due(&self, vol: VolumeId, now: Timestamp, rounds: &mut Rounds) -> bool {
@@ -328,19 +327,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// The points that nothing protects, oldest first.
-pub(super) fn may_go<'a>(
-    volume: &'a VolumeRow,
-    now: Timestamp,
-    reading: &[Lsn],
-) -> BTreeMap<Lsn, &'a Snapshot> {
-    let points = volume.points.iter().filter(|(_, p)| !p.deleting && !p.spec.hold);
-    points
-        .filter(|(at, p)| reading.binary_search(at).is_err() && immutable_until(volume, p, now).is_none())
-        .map(|(at, p)| (*at, p))
-        .collect()
 }
 
 impl Shared {

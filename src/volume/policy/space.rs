@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use super::keeper::{Rounds, may_go};
 use crate::store::model::SnapshotKind;
 use crate::types::{Lsn, Result, Space, Timestamp, VolumeId};
+use crate::volume::protect::may_go;
 use crate::volume::{FsResult, Shared};
 
 /// Between two looks at the disk.
@@ -53,10 +53,9 @@ impl Shared {
         &self,
         volumes: &[VolumeId],
         now: Timestamp,
-        rounds: &mut Rounds,
+        shortage: &mut Shortage,
         problems: &mut Vec<String>,
     ) -> FsResult<()> {
-        let shortage = &mut rounds.shortage;
         if shortage.next_look.is_some_and(|at| Instant::now() < at) && !self.store.is_full() {
             return Ok(());
         }
@@ -70,12 +69,12 @@ impl Shared {
                 continue;
             }
             let reading = self.being_read(*vol);
-            let oldest = self.oldest(*vol, now, &reading, &usage, over.bytes())?;
+            let oldest = self.oldest(*vol, now, &reading, &usage, &over)?;
             if oldest.is_empty() {
-                problems.push(over.problem.clone());
+                problems.extend(over.problem);
                 continue;
             }
-            tracing::info!(volume = %vol, points = oldest.len(), "history is thinned: {}", over.problem);
+            tracing::info!(volume = %vol, points = oldest.len(), missing = over.bytes(), "history is thinned for want of room");
             self.delete_points(*vol, &oldest)?;
         }
         if !wanted {
@@ -100,12 +99,11 @@ impl Shared {
         let volume = state.volumes.get(&vol)?;
         let history = usage.stored(volume.history_bytes);
         let history_over = history.saturating_sub(volume.policy.history_max.of(usage.disk.total));
-        let mut free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
-        if self.store.is_full() {
-            free_missing = free_missing.max(FULL_MISSING_BYTES);
-        }
+        let free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
         if history_over == 0 && free_missing == 0 {
-            return None;
+            // That the disk is full is said elsewhere.
+            let full = Excess { history_over, free_missing: FULL_MISSING_BYTES, problem: None };
+            return self.store.is_full().then_some(full);
         }
         let name = &volume.name;
         let problem = if free_missing > 0 {
@@ -120,28 +118,30 @@ impl Shared {
                  and no more of it may go; release holds, or raise history-max"
             )
         };
-        Some(Excess { history_over, free_missing, problem })
+        Some(Excess { history_over, free_missing, problem: Some(problem) })
     }
 
-    /// The oldest points that may go, those that were made by themselves before those that somebody asked for; as many as keep `bytes` by themselves or as one look may take.
+    /// The oldest points that may go, as many as keep what is over by themselves or as one look may take: those
+    /// that were made by themselves before those that somebody asked for.
     fn oldest(
         &self,
         vol: VolumeId,
         now: Timestamp,
         reading: &[Lsn],
         usage: &Usage,
-        bytes: u64,
+        over: &Excess,
     ) -> Result<Vec<Lsn>> {
         let points: Vec<Lsn> = {
             let state = self.store.index().state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(Vec::new()) };
-            // A disk that is full to the end is worse than the loss of any history.
+            // A disk that is full to the end is worse than the loss of the last minutes' history.
             let spared = if self.store.is_full() { i64::MIN } else { YOUNG_SECS };
             let young = |p: Timestamp| now.secs.saturating_sub(p.secs) < spared;
             let mut all: Vec<(bool, Lsn)> = may_go(volume, now, reading)
                 .into_iter()
                 .filter(|(_, p)| !young(p.time))
                 .map(|(at, p)| (was_asked_for(p.spec.kind), at))
+                .filter(|(asked_for, _)| over.problem.is_some() || !asked_for)
                 .collect();
             all.sort_unstable();
             all.into_iter().map(|(_, at)| at).take(POINTS_PER_LOOK).collect()
@@ -150,7 +150,7 @@ impl Shared {
         for at in points {
             freed = freed.saturating_add(usage.stored(self.store.index().bytes_only(vol, at)?));
             chosen.push(at);
-            if freed >= bytes {
+            if freed >= over.bytes() {
                 break;
             }
         }
@@ -166,8 +166,9 @@ fn was_asked_for(kind: SnapshotKind) -> bool {
 struct Excess {
     history_over: u64,
     free_missing: u64,
-    /// What to say where nothing may go.
-    problem: String,
+    /// What to say where nothing may go. None: the policy asks for nothing, but the disk is full to the end; then
+    /// only what was made by itself goes.
+    problem: Option<String>,
 }
 
 impl Excess {

@@ -184,7 +184,8 @@ fn a_tree_is_written_out_with_and_without_a_mount_and_again_after_an_interruptio
     fs::remove_dir_all(alone.join("x/deep/er")).expect("removing");
     fs::write(alone.join("x/setuid"), b"changed\n").expect("writing");
     let other = store.cli(&args!["restore", store.path(), "--at", "@1s", "--to", alone]);
-    assert!(other.expect_refusal(1).contains("unfinished restore"));
+    let line = other.expect_refusal(1);
+    assert!(line.contains("unfinished restore"), "{line}");
     let again = store.json(&args!["restore", store.path(), "--at", "good", "--to", alone]);
     assert!(number(&again[0], "skipped") >= 1, "{again:?}");
     whole.assert_same(&Tree::read(&alone), Times::All, "after an interruption");
