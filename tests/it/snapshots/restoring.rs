@@ -183,7 +183,8 @@ fn a_tree_is_written_out_with_and_without_a_mount_and_again_after_an_interruptio
     fs::write(aside.join("from.json"), from.to_string()).expect("writing");
     fs::remove_dir_all(alone.join("x/deep/er")).expect("removing");
     fs::write(alone.join("x/setuid"), b"changed\n").expect("writing");
-    let other = store.cli(&args!["restore", store.path(), "--at", "@1s", "--to", alone]);
+    let another = format!("@lsn:{}", lsn - 1);
+    let other = store.cli(&args!["restore", store.path(), "--at", another, "--to", alone]);
     let line = other.expect_refusal(1);
     assert!(line.contains("unfinished restore"), "{line}");
     let again = store.json(&args!["restore", store.path(), "--at", "good", "--to", alone]);

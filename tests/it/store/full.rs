@@ -183,7 +183,10 @@ fn a_full_disk_refuses_lets_delete_and_goes_on_when_there_is_room() {
         full += 1;
         let when = format!("in round {round}, full after {done} files");
         patient.compare(&when);
-        assert!(patient.problems().contains("full"), "{when}: {}", patient.problems());
+        // Old history may have been given up for it meanwhile; then there is room again.
+        let problems = patient.problems();
+        let told = problems.contains("full") || patient.replace("probe", vec![7; 4096]).is_ok();
+        assert!(told, "{when}: {problems}");
         // Names that stay, names that go; then it is still full.
         let gone: Vec<String> = patient.files.keys().take(5).cloned().collect();
         for name in gone {
