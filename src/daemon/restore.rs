@@ -10,16 +10,13 @@ use super::handler::Handler;
 use super::protocol::{
     ControlError, HERE, Kind, PastPlace, Place, Progress, Response, RestoreReport, RestoreRequest, Target,
 };
-use super::rights::{control_error, volume_for};
+use super::rights::{control_error, user_of, volume_for};
 use crate::store::model::FileKind;
-use crate::types::limits::NAME_BYTES_MAX;
+use crate::types::limits::{NAME_BYTES_MAX, PATH_DEPTH_MAX};
 use crate::types::point::Point;
 use crate::types::{Ino, Lsn};
-use crate::volume::restore::{Actor, Restore, Restored};
+use crate::volume::restore::{Restore, Restored};
 use crate::volume::{FsError, Volume};
-
-/// Directories above each other; the kernel takes no path that is deeper.
-const DEPTH_MAX: usize = 4096;
 
 /// The names that a relative path consists of.
 fn names(below: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
@@ -30,7 +27,7 @@ fn names(below: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
     let names: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
     let bad =
         |name: &Vec<u8>| name.len() > NAME_BYTES_MAX || name == b"." || name == b".." || name.contains(&0);
-    if names.len() > DEPTH_MAX || names.iter().any(bad) {
+    if names.len() > PATH_DEPTH_MAX || names.iter().any(bad) {
         return Err(ControlError::usage(format!("{}: not a path", below.display())));
     }
     Ok(names)
@@ -45,7 +42,7 @@ fn path_of(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>, ControlError> {
         let (parent, name) = volume.name_of(at).map_err(|_| gone())?.ok_or_else(gone)?;
         path.push(name);
         at = parent;
-        if path.len() > DEPTH_MAX {
+        if path.len() > PATH_DEPTH_MAX {
             return Err(gone());
         }
     }
@@ -125,10 +122,7 @@ impl Handler {
         let (at, shown) = (point(&volume, &request.at)?, join(&path));
         let what = format!("restoring {} of volume {}", shown.display(), volume.name());
         let to = request.to.as_ref().map(|to| self.target(caller, &volume, to)).transpose()?;
-        let actor = (!caller.is_root_or(self.owner)).then(|| Actor {
-            uid: caller.uid,
-            groups: caller.groups.iter().copied().chain([caller.gid]).collect(),
-        });
+        let actor = user_of(caller, self.owner);
         let shown_to = to.as_ref().map(|(.., shown)| shown.display().to_string());
         let restore = Restore { at, path, to: to.map(|(dir, name, _)| (dir, name)), actor };
         let mut told = |what: &'static str, done, total| {

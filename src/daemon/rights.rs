@@ -6,10 +6,8 @@ use super::control::Caller;
 use super::protocol::{ControlError, Target};
 use crate::store::model::{Attrs, FileKind};
 use crate::types::Ino;
+use crate::types::limits::PATH_DEPTH_MAX;
 use crate::volume::{DEFAULT_VOLUME, FsError, SEARCH, User, Volume, Volumes, WRITE};
-
-/// A chain of parents longer than any path the kernel accepts is damage.
-const DEPTH_MAX: usize = 4096;
 
 /// An error of the volume layer, about `what`.
 pub(super) fn control_error(what: &str, error: FsError) -> ControlError {
@@ -63,7 +61,7 @@ fn check(volume: &Volume, user: &User, ino: Ino, wanted: u16) -> Result<(), Cont
         return Err(denied());
     }
     let mut dir = if attrs.kind == FileKind::Dir { attrs.parent } else { Ino::ROOT };
-    for _ in 0..DEPTH_MAX {
+    for _ in 0..PATH_DEPTH_MAX {
         let attrs = volume.getattr(None, dir).map_err(|_| denied())?.attrs;
         if granted(dir, &attrs)? & SEARCH == 0 {
             return Err(denied());

@@ -7,13 +7,11 @@ use super::index::frozen::VersionRow;
 use super::index::keys::{self, Family};
 use super::index::rows::Volume;
 use super::index::{Frozen, Index, View};
-use super::model::{Dirent, Inode, Recipe};
+use super::model::{Dirent, Recipe};
 use crate::types::{ChunkId, Ino, Lsn, Result, VolumeId};
 
 /// Files listed for one chunk; beyond it they are counted.
 pub const FILES_MAX: usize = 1000;
-/// Directories above a file, at most: deeper paths are cut off, and so is a loop that damage made.
-const DEPTH_MAX: usize = 4096;
 
 /// When a file looks as it does at a [`FilePlace`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -211,49 +209,14 @@ struct Paths<'a> {
 }
 
 impl Paths<'_> {
-    /// The path of a directory from the root, without a `/` at its end.
+    /// The path of a directory from the root, without a `/` at its end; `...` where it cannot be told.
     fn directory(&mut self, vol: VolumeId, at: Option<Lsn>, dir: Ino) -> Vec<u8> {
-        let mut below: Vec<Ino> = Vec::new();
-        let mut here = dir;
-        let view = View::new(self.index.clone(), vol, at);
-        let mut path = loop {
-            if here == Ino::ROOT {
-                break Vec::new();
-            }
-            if let Some(known) = self.directories.get(&(vol, at, here)) {
-                break known.clone();
-            }
-            below.push(here);
-            match parent_of(&view, here) {
-                Some(parent) if below.len() < DEPTH_MAX => here = parent,
-                _ => break b"...".to_vec(),
-            }
+        let known = self.directories.entry((vol, at, dir));
+        let look = || match View::new(self.index.clone(), vol, at).path(dir) {
+            Ok(Some(path)) if path.is_empty() => path,
+            Ok(Some(path)) => [b"/".as_slice(), &path].concat(),
+            Ok(None) | Err(_) => b"...".to_vec(),
         };
-        let mut parent = here;
-        while let Some(child) = below.pop() {
-            if child != parent {
-                path.push(b'/');
-                path.extend_from_slice(&name_in(&view, parent, child));
-            }
-            self.directories.insert((vol, at, child), path.clone());
-            parent = child;
-        }
-        path
+        known.or_insert_with(look).clone()
     }
-}
-
-fn parent_of(view: &View, dir: Ino) -> Option<Ino> {
-    let inode: Inode = view.inode(dir).ok()??.item;
-    (inode.attrs.parent != dir).then_some(inode.attrs.parent)
-}
-
-fn name_in(view: &View, parent: Ino, child: Ino) -> Vec<u8> {
-    let mut name = None;
-    let read = view.readdir(parent, &[0; 16], |_, entry| {
-        if entry.ino == child {
-            name = Some(entry.name);
-        }
-        Ok(name.is_none())
-    });
-    read.ok().and(name).unwrap_or_else(|| format!("(inode {child})").into_bytes())
 }

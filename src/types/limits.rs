@@ -44,6 +44,9 @@ pub const VOLUMES_MAX: usize = 1024;
 
 /// Longest file name, as on every Linux filesystem.
 pub const NAME_BYTES_MAX: usize = 255;
+/// Directories above each other that are followed: no path that the kernel takes is deeper, and a loop that damage
+/// made ends here.
+pub const PATH_DEPTH_MAX: usize = 4096;
 /// Longest symbolic link target.
 pub const SYMLINK_BYTES_MAX: usize = 4095;
 /// Largest extended attribute value (Linux `XATTR_SIZE_MAX`).

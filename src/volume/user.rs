@@ -25,8 +25,18 @@ pub struct User {
 }
 
 impl User {
-    fn is_in(&self, gid: u32) -> bool {
+    pub(super) fn is_in(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)
+    }
+
+    /// The bits on an object without an ACL.
+    pub(super) fn by_mode(&self, attrs: &Attrs) -> u16 {
+        let shift = match () {
+            () if self.uid == attrs.uid => 6,
+            () if self.is_in(attrs.gid) => 3,
+            () => 0,
+        };
+        (attrs.mode >> shift) & 7
     }
 }
 
@@ -39,11 +49,6 @@ impl Volume {
         if let Some(acl) = self.acl(at, ino, attrs, AclKind::Access)? {
             return Ok(acl.granted(user.uid, (attrs.uid, attrs.gid), |gid| user.is_in(gid)));
         }
-        let shift = match () {
-            () if user.uid == attrs.uid => 6,
-            () if user.is_in(attrs.gid) => 3,
-            () => 0,
-        };
-        Ok((attrs.mode >> shift) & 7)
+        Ok(user.by_mode(attrs))
     }
 }

@@ -17,10 +17,8 @@ use super::source::{Node, Source, Spot, same_bytes};
 use super::{ASIDE, BUFFER_BYTES, failed, xattr};
 use crate::daemon::protocol::{ControlError, Progress, RestoreReport};
 use crate::store::model::FileKind;
-use crate::types::limits::RESTORE_LINKS_MAX;
+use crate::types::limits::{PATH_DEPTH_MAX, RESTORE_LINKS_MAX};
 
-/// Directories within each other.
-const DEPTH_MAX: usize = 4096;
 /// Between two words about progress.
 const NEWS: Duration = Duration::from_millis(200);
 
@@ -143,7 +141,7 @@ impl<'a> Writer<'a> {
             };
             if node.kind != FileKind::Dir {
                 self.one(&spot, &node)?;
-            } else if stack.len() >= DEPTH_MAX {
+            } else if stack.len() >= PATH_DEPTH_MAX {
                 self.fail(&spot, "it lies too deep");
             } else if let Some(filling) = self.open(spot, node) {
                 stack.push(filling);

@@ -1,10 +1,8 @@
 //! Paths from inode numbers.
 
 use super::View;
+use crate::types::limits::PATH_DEPTH_MAX;
 use crate::types::{Ino, Result};
-
-/// Directories deeper than this are damage: no path that the kernel accepts makes them.
-const DEPTH_MAX: usize = 4096;
 
 impl View {
     /// The path of an inode from the root, without a `/` in front; empty for the root. Of several names it is the
@@ -16,7 +14,7 @@ impl View {
             let Some(inode) = self.inode(here)? else { return Ok(None) };
             let (parent, hash) = (inode.item.attrs.parent, inode.item.attrs.name);
             match self.dirent(parent, &hash)?.filter(|entry| entry.ino == here) {
-                Some(entry) if names.len() < DEPTH_MAX => names.push(entry.name),
+                Some(entry) if names.len() < PATH_DEPTH_MAX => names.push(entry.name),
                 _ => return Ok(None),
             }
             here = parent;

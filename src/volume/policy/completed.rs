@@ -18,6 +18,8 @@ const WAITING_MAX: usize = 65_536;
 const SETTLES: Duration = Duration::from_secs(1);
 /// How long at most.
 const SETTLES_MAX: Duration = Duration::from_secs(10);
+/// How long it is said that some were missed, after the last of them.
+const MISSED_TOLD: Duration = Duration::from_secs(3600);
 /// The tag with the path of the file, or of the directory that the files lie in.
 const PATH_TAG: &str = "path";
 
@@ -33,10 +35,11 @@ pub(in crate::volume) struct Completed {
 struct Waiting {
     files: HashMap<VolumeId, BTreeSet<Ino>>,
     count: usize,
-    missed: u64,
+    missed: Option<(u64, Instant)>,
     first: Option<Instant>,
     last: Option<Instant>,
-    compiled: HashMap<Vec<String>, Globs>,
+    /// Each volume's rules, as its policy has them and made ready.
+    compiled: HashMap<VolumeId, (Vec<String>, Globs)>,
 }
 
 impl Waiting {
@@ -58,7 +61,8 @@ impl Volume {
         }
         let mut waiting = self.shared.keeping.completed.waiting.lock();
         if waiting.count >= WAITING_MAX {
-            waiting.missed += 1;
+            let missed = waiting.missed.map_or(0, |(count, _)| count);
+            waiting.missed = Some((missed + 1, Instant::now()));
             return;
         }
         let new = waiting.files.entry(self.vol).or_default().insert(ino);
@@ -72,17 +76,19 @@ impl Volume {
 impl Shared {
     /// Takes the snapshots of files that were completed, once no more are.
     pub(super) fn snapshot_completed(&self, problems: &mut Vec<String>) -> FsResult<()> {
-        let (files, missed) = {
+        let files = {
             let mut waiting = self.keeping.completed.waiting.lock();
+            waiting.missed = waiting.missed.filter(|(_, last)| last.elapsed() < MISSED_TOLD);
+            if let Some((missed, _)) = waiting.missed {
+                problems
+                    .push(format!("{missed} completed files got no snapshot of their own: too many at once"));
+            }
             if !waiting.is_due() {
                 return Ok(());
             }
             (waiting.first, waiting.last, waiting.count) = (None, None, 0);
-            (std::mem::take(&mut waiting.files), std::mem::take(&mut waiting.missed))
+            std::mem::take(&mut waiting.files)
         };
-        if missed > 0 {
-            problems.push(format!("{missed} completed files got no snapshot of their own: too many at once"));
-        }
         for (vol, inos) in files {
             let Some(globs) = self.globs(vol) else { continue };
             let mut groups: BTreeMap<Tags, Lsn> = BTreeMap::new();
@@ -121,11 +127,11 @@ impl Shared {
     fn globs(&self, vol: VolumeId) -> Option<Globs> {
         let sources = self.store.index().state().volumes.get(&vol).map(|v| v.policy.on_close.clone())?;
         let mut waiting = self.keeping.completed.waiting.lock();
-        if let Some(globs) = waiting.compiled.get(&sources) {
+        if let Some((_, globs)) = waiting.compiled.get(&vol).filter(|(of, _)| *of == sources) {
             return Some(globs.clone());
         }
         let globs = Globs::new(&sources).ok()?;
-        waiting.compiled = HashMap::from([(sources, globs.clone())]);
+        waiting.compiled.insert(vol, (sources, globs.clone()));
         Some(globs)
     }
 

@@ -23,6 +23,8 @@ const POINTS_PER_LOOK: usize = 64;
 pub(super) struct Shortage {
     next_look: Option<Instant>,
     waiting_since: Option<Instant>,
+    /// What the last look found that an operator should know: it holds until the next.
+    told: Vec<String>,
 }
 
 /// How a store's bytes are spread, as far as can be told without counting each chunk's users.
@@ -31,8 +33,6 @@ struct Usage {
     disk: Space,
     /// Bytes in packs that something names.
     named: u64,
-    /// Bytes in packs that nothing names.
-    dead: u64,
     /// File bytes of all volumes, live and past, before deduplication and compression.
     logical: u64,
 }
@@ -56,22 +56,34 @@ impl Shared {
         shortage: &mut Shortage,
         problems: &mut Vec<String>,
     ) -> FsResult<()> {
-        if shortage.next_look.is_some_and(|at| Instant::now() < at) && !self.store.is_full() {
-            return Ok(());
+        if shortage.next_look.is_none_or(|at| Instant::now() >= at) || self.store.is_full() {
+            shortage.next_look = Some(Instant::now() + LOOK);
+            shortage.told.clear();
+            self.look_at_space(volumes, now, shortage)?;
         }
-        shortage.next_look = Some(Instant::now() + LOOK);
+        problems.extend(shortage.told.iter().cloned());
+        Ok(())
+    }
+
+    fn look_at_space(&self, volumes: &[VolumeId], now: Timestamp, shortage: &mut Shortage) -> FsResult<()> {
         let usage = self.usage()?;
         let mut wanted = false;
         for vol in volumes {
             let Some(over) = self.excess(*vol, &usage) else { continue };
             wanted |= over.free_missing > 0;
-            if self.store.index().wants_forget(*vol)? || shortage.waits_for(&usage, &over) {
+            if self.store.index().wants_forget(*vol)? {
+                continue;
+            }
+            if over.history_over == 0
+                && self.dead_bytes(&usage)? >= over.free_missing
+                && shortage.waits_for_dead_space()
+            {
                 continue;
             }
             let reading = self.being_read(*vol);
             let oldest = self.oldest(*vol, now, &reading, &usage, &over)?;
             if oldest.is_empty() {
-                problems.extend(over.problem);
+                shortage.told.extend(over.problem);
                 continue;
             }
             tracing::info!(volume = %vol, points = oldest.len(), missing = over.bytes(), "history is thinned for want of room");
@@ -86,11 +98,15 @@ impl Shared {
 
     fn usage(&self) -> Result<Usage> {
         let disk = self.store.space()?;
-        let packs = self.store.packs_bytes()?;
         let state = self.store.index().state();
         let named = state.packs.values().map(|p| p.live_bytes).sum::<u64>();
         let logical = state.volumes.values().map(|v| v.live_bytes.saturating_add(v.history_bytes)).sum();
-        Ok(Usage { disk, named, dead: packs.saturating_sub(named), logical })
+        Ok(Usage { disk, named, logical })
+    }
+
+    /// Bytes in packs that nothing names. Looks at every pack.
+    fn dead_bytes(&self, usage: &Usage) -> Result<u64> {
+        Ok(self.store.packs_bytes()?.saturating_sub(usage.named))
     }
 
     /// By how much a volume is over its limits.
@@ -183,11 +199,8 @@ impl Shortage {
         Shortage { waiting_since: Instant::now().checked_sub(GIVING_BACK), ..Shortage::default() }
     }
 
-    /// Whether what is dead already is enough and may still be given back.
-    fn waits_for(&mut self, usage: &Usage, over: &Excess) -> bool {
-        if over.history_over > 0 || usage.dead < over.free_missing {
-            return false;
-        }
+    /// Whether what is dead already may still be given back.
+    fn waits_for_dead_space(&mut self) -> bool {
         self.waiting_since.get_or_insert_with(Instant::now).elapsed() < GIVING_BACK
     }
 }
@@ -199,7 +212,7 @@ mod tests {
     #[test]
     fn history_is_measured_by_how_all_is_stored() {
         let disk = Space { total: 1000, free: 100 };
-        let usage = Usage { disk, named: 300, dead: 5, logical: 900 };
+        let usage = Usage { disk, named: 300, logical: 900 };
         assert_eq!(usage.stored(450), 150);
         assert_eq!(Usage { logical: 0, ..usage }.stored(7), 0);
     }

@@ -17,8 +17,8 @@ mod switch;
 mod walk;
 
 pub use clean::Emptied;
-pub use rights::Actor;
 
+use super::user::User;
 use super::{FsError, FsResult, SnapshotRow, Volume, Volumes};
 use crate::types::{Ino, Lsn};
 use plan::Planner;
@@ -40,7 +40,7 @@ pub struct Restore {
     /// has in it.
     pub to: Option<(Ino, Vec<u8>)>,
     /// Who asks, if that is somebody without privilege.
-    pub actor: Option<Actor>,
+    pub actor: Option<User>,
 }
 
 /// What a restore does, in names; a directory counts as replaced when it only gets its attributes back.

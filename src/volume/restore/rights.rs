@@ -5,43 +5,23 @@ use crate::store::index::View;
 use crate::store::model::{Attrs, FileKind};
 use crate::types::Ino;
 use crate::volume::acl;
+use crate::volume::user::{READ, SEARCH, User, WRITE};
 use crate::volume::{FsError, FsResult, Volume};
-
-/// Reading, in the bits of a mode.
-const READ: u16 = 4;
-/// Writing.
-const WRITE: u16 = 2;
-/// Searching a directory.
-const SEARCH: u16 = 1;
-
-/// Somebody without privilege.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor {
-    /// User.
-    pub uid: u32,
-    /// Group and supplementary groups.
-    pub groups: Vec<u32>,
-}
 
 fn denied<T>(what: &str, shown: &str) -> FsResult<T> {
     Err(FsError::Denied(format!("{what} {shown}")))
 }
 
-impl Actor {
+impl User {
     pub(super) fn owns(&self, attrs: &Attrs) -> bool {
         attrs.uid == self.uid
     }
 
     /// The bits on an object. Whoever is not its owner has none where an access list decides: a list can also
     /// take away, and it need not be followed to be safe.
-    fn granted(&self, volume: &Volume, view: &View, ino: Ino, attrs: &Attrs) -> FsResult<u16> {
-        if self.owns(attrs) {
-            return Ok((attrs.mode >> 6) & 7);
-        }
-        if attrs.xattrs > 0 && view.xattr(ino, &volume.xattr_hash(acl::ACCESS))?.is_some() {
-            return Ok(0);
-        }
-        Ok((attrs.mode >> if self.groups.contains(&attrs.gid) { 3 } else { 0 }) & 7)
+    fn has(&self, volume: &Volume, view: &View, ino: Ino, attrs: &Attrs) -> FsResult<u16> {
+        let listed = attrs.xattrs > 0 && view.xattr(ino, &volume.xattr_hash(acl::ACCESS))?.is_some();
+        Ok(if listed && !self.owns(attrs) { 0 } else { self.by_mode(attrs) })
     }
 
     /// May pass through a directory.
@@ -52,7 +32,7 @@ impl Actor {
         attrs: &Attrs,
         shown: &str,
     ) -> FsResult<()> {
-        let granted = self.granted(volume, view, ino, attrs)?;
+        let granted = self.has(volume, view, ino, attrs)?;
         if granted & SEARCH == 0 { denied("you may not search", shown) } else { Ok(()) }
     }
 
@@ -65,7 +45,7 @@ impl Actor {
         shown: &str,
     ) -> FsResult<()> {
         let wanted = WRITE | SEARCH;
-        let granted = self.granted(volume, view, ino, attrs)?;
+        let granted = self.has(volume, view, ino, attrs)?;
         if granted & wanted != wanted { denied("you may not write in", shown) } else { Ok(()) }
     }
 
@@ -82,13 +62,13 @@ impl Actor {
             FileKind::Symlink => 0,
             _ => READ,
         };
-        let granted = self.granted(volume, view, ino, attrs)?;
+        let granted = self.has(volume, view, ino, attrs)?;
         if granted & wanted != wanted { denied("you could not read", shown) } else { Ok(()) }
     }
 
     /// May make something with these attributes: nobody makes files of others.
     pub(super) fn makes(&self, attrs: &Attrs, shown: &str) -> FsResult<()> {
-        if !self.owns(attrs) || !self.groups.contains(&attrs.gid) {
+        if !self.owns(attrs) || !self.is_in(attrs.gid) {
             return denied("another user or group owned", shown);
         }
         if matches!(attrs.kind, FileKind::Char | FileKind::Block) {

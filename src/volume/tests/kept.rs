@@ -24,15 +24,16 @@ impl Run {
         let before = points(&self.bench);
         agree("policy", self.volume().set_policy(&settings, false), Ok(()))?;
         self.adopt_new(&before)?;
-        self.immutable.push((self.now().secs, i64::from(immutable) * 60));
+        self.immutable.push((self.now(), i64::from(immutable) * 60));
         Ok(())
     }
 
     /// Until when a point made at `made` must stay, from all periods there ever were.
-    pub fn immutable_until(&self, made: i64) -> i64 {
+    pub fn immutable_until(&self, made: Timestamp) -> Timestamp {
         let ended = |i: usize| self.immutable.get(i + 1).is_some_and(|(next, _)| *next <= made);
         let steps = self.immutable.iter().enumerate().filter(|(i, _)| !ended(*i));
-        made + steps.map(|(_, (_, secs))| *secs).max().unwrap_or(0)
+        let secs = steps.map(|(_, (_, secs))| *secs).max().unwrap_or(0);
+        Timestamp { secs: made.secs + secs, ..made }
     }
 
     /// Takes points that were made by themselves into the model.
@@ -45,7 +46,7 @@ impl Run {
             self.doubtful.clear();
             match kind {
                 SnapshotKind::Scheduled => {
-                    let (model, time) = (self.model.clone(), time.secs);
+                    let model = self.model.clone();
                     self.snaps.push(Snap { name, lsn, hold: false, time, model });
                 }
                 SnapshotKind::Mark => self.moments.push((lsn, self.model.clone())),
@@ -70,10 +71,11 @@ impl Run {
         let mut ever = before;
         ever.extend(after.clone());
         let all: Vec<(i64, SnapshotKind)> = ever.values().map(|(_, time, kind)| (time.secs, *kind)).collect();
-        let now = self.now().secs;
+        let now = self.now();
         for (i, (lsn, (name, time, _))) in ever.iter().enumerate() {
             let held = self.snaps.iter().any(|s| s.lsn == *lsn && s.hold);
-            let stays = held || self.immutable_until(time.secs) > now || stays(&policy, now, &all, i);
+            let immutable = self.immutable_until(*time) > now;
+            let stays = held || immutable || stays(&policy, now.secs, &all, i);
             match (after.contains_key(lsn), stays) {
                 (false, true) => return Err(format!("point {lsn} {name:?} should have stayed")),
                 // Retention is worked off once a minute.

@@ -29,9 +29,14 @@ fn found(volume: &Volume, place: Place) -> Result<Vec<FileVersion>, String> {
     versions(volume, place).map(Option::unwrap_or_default)
 }
 
+/// From where on every moment can be read. A policy moves it: before it, there are only points.
+fn floor(volume: &Volume) -> Lsn {
+    volume.with_state(|v| v.floor.max(v.created)).unwrap()
+}
+
 /// The versions by looking at every record's moment, backwards.
 fn expected(volume: &Volume, mut place: Place) -> Vec<Key> {
-    let floor = volume.with_state(|v| v.floor.max(v.created)).unwrap();
+    let floor = floor(volume);
     let mut keys: Vec<Key> = Vec::new();
     // The inode that is followed, and the oldest moment at which the name was seen to mean it.
     let mut followed: Option<(Ino, Lsn)> = None;
@@ -109,7 +114,8 @@ fn history(setup: Setup, ops: &[Op], picks: &[(u8, u8)]) -> Outcome {
         let place = (dir, volume.name_hash(&run::name(name % 6)));
         check_moments(&volume, place)?;
         if let Some(found) = versions(&volume, place)?.filter(|_| setup.window) {
-            let found: Vec<_> = found.iter().map(|v| (v.ino, v.size, v.time, v.author)).collect();
+            let found = found.iter().filter(|v| v.lsn >= floor(&volume));
+            let found: Vec<_> = found.map(|v| (v.ino, v.size, v.time, v.author)).collect();
             let expected: Vec<_> =
                 expected(&volume, place).into_iter().map(|(i, s, t, a, _)| (i, s, t, a)).collect();
             if found != expected {

@@ -143,7 +143,7 @@ impl Run {
         if self.snaps.iter().any(|s| s.lsn >= row.lsn) {
             return Err("a snapshot's point is not the newest".into());
         }
-        let time = row.time.secs;
+        let time = row.time;
         self.snaps.push(Snap { name, lsn: row.lsn, hold, time, model: self.model.clone() });
         Ok(())
     }
@@ -154,7 +154,7 @@ impl Run {
         }
         let i = which as usize % self.snaps.len();
         let snap = &self.snaps[i];
-        let immutable = self.immutable_until(snap.time) > self.now().secs;
+        let immutable = self.immutable_until(snap.time) > self.now();
         let expected = if snap.hold || immutable { Err("held") } else { Ok(()) };
         if agree("delete", self.volume().delete_snapshots(&[&snap.name], None), expected)?.is_some() {
             self.snaps.remove(i);

@@ -12,7 +12,7 @@ use super::model::{Model, Node, compare_all};
 use super::ops::{Op, Setup, op, setup};
 use super::run::{Outcome, Run, pick};
 use super::*;
-use crate::volume::restore::{Actor, Counts, Restore, Restored};
+use crate::volume::restore::{Counts, Restore, Restored};
 
 fn path(text: &str) -> Vec<Vec<u8>> {
     text.split('/').filter(|name| !name.is_empty()).map(|name| name.as_bytes().to_vec()).collect()
@@ -238,7 +238,7 @@ fn who_restores_needs_the_rights_to_do_it_by_hand() {
     let at = bench.point("s");
     main.unlink(dir, b"f", None).unwrap();
     let as_user =
-        |uid, group, text| Restore { actor: Some(Actor { uid, groups: vec![group] }), ..of(at, text) };
+        |uid, group, text| Restore { actor: Some(User { uid, gid: group, groups: vec![] }), ..of(at, text) };
     let denied = |restore: &Restore| {
         let result = bench.restore(restore);
         assert!(matches!(result, Err(FsError::Denied(_))), "{result:?}");

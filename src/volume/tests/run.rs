@@ -19,8 +19,8 @@ pub struct Snap {
     pub name: String,
     pub lsn: Lsn,
     pub hold: bool,
-    /// When it was taken, in seconds.
-    pub time: i64,
+    /// When it was taken.
+    pub time: Timestamp,
     pub model: Model,
 }
 
@@ -35,8 +35,8 @@ pub struct Run {
     pub settled: Lsn,
     pub made: u64,
     pub rounds: Rounds,
-    /// Every immutable period that was set, and when.
-    pub immutable: Vec<(i64, i64)>,
+    /// Every immutable period that was set, in seconds, and when.
+    pub immutable: Vec<(Timestamp, i64)>,
 }
 
 /// A name of an error that the model can foresee.
@@ -104,7 +104,7 @@ impl Run {
             settled: Lsn::ZERO,
             made: 0,
             rounds: Rounds::default(),
-            immutable: vec![(i64::MIN, 0)],
+            immutable: vec![(Timestamp { secs: i64::MIN, nanos: 0 }, 0)],
             model,
             bench,
         }

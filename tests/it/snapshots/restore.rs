@@ -9,7 +9,8 @@ use crate::harness::sys::{chmod, mkdir, open_rw, set_times, special};
 use crate::harness::{Mount, Rng, Store, Times, Tree, args, same_tree, sample, tool};
 
 /// A mount with a sample tree `x` and a snapshot `good` of it.
-fn prepared() -> (Mount, Tree) {
+/// A tree of all kinds of files, and the snapshot `good` of it.
+pub fn prepared() -> (Mount, Tree) {
     let mount = Store::encrypted().mount();
     let x = mount.path().join("x");
     mkdir(&x, 0o755).expect("mkdir");

@@ -7,28 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
-use nix::sys::stat::SFlag;
 use serde_json::Value;
 
+use super::restore::prepared;
 use crate::harness::mounting::REWINDFS;
-use crate::harness::sys::{Mapping, NOBODY, chmod, chown, mkdir, open_rw, set_times, special};
-use crate::harness::{
-    Mount, Rng, Store, Times, Tree, args, eventually, run, same_tree, sample, setting, tool,
-};
-
-/// A mount with a sample tree `x` and a snapshot `good` of it.
-fn prepared() -> (Mount, Tree) {
-    let mount = Store::encrypted().mount();
-    let x = mount.path().join("x");
-    mkdir(&x, 0o755).expect("mkdir");
-    sample::plant(&x, &mut Rng::printed()).expect("planting");
-    special(&x.join("socket"), SFlag::S_IFSOCK, 0o640, 0).expect("mknod");
-    chmod(&x, 0o2750).expect("chmod");
-    set_times(&x, (1, 2), (3, 4)).expect("utimes");
-    let tree = Tree::read(&x);
-    mount.snapshot("good");
-    (mount, tree)
-}
+use crate::harness::sys::{Mapping, NOBODY, chmod, chown, mkdir, open_rw};
+use crate::harness::{Mount, Rng, Store, Times, Tree, args, eventually, run, same_tree, setting, tool};
 
 fn restore(mount: &Mount, below: &str, more: &[std::ffi::OsString]) -> Value {
     let first = args!["restore", mount.path().join(below), "--at", "good"];
