@@ -155,6 +155,7 @@ impl Store {
             // It was not the index that had no room, or it came back meanwhile: another try costs little.
             return true;
         }
+        let _lent = self.room.lend();
         let needed = index::RESUME_FREE_BYTES as u64 + FLUSH_SPARE_BYTES;
         if self.room.make(needed).is_err() {
             return false;

@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -63,6 +63,8 @@ pub(super) struct Room {
     bytes: u64,
     /// Whether the reserve is there. Changed under `change`.
     held: AtomicBool,
+    /// How many wait for somebody to go on with what was given up: it is not taken back meanwhile.
+    lent: AtomicUsize,
     /// Whether something found no room, and none was seen since.
     full: AtomicBool,
     /// Whether less is free than is to be: space is given back sooner.
@@ -82,6 +84,7 @@ impl Room {
         let room = Room {
             bytes: wanted.unwrap_or(0).min(total / RESERVE_PART),
             held: AtomicBool::new(false),
+            lent: AtomicUsize::new(0),
             full: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
             change: Mutex::new(()),
@@ -119,6 +122,9 @@ impl Room {
         let _one = self.change.lock();
         if self.held() {
             return true;
+        }
+        if self.lent.load(Ordering::Acquire) > 0 {
+            return false;
         }
         // A reserve that an earlier server left counts as used already.
         let there = self.disk.open(&self.file, false).and_then(|f| f.len()).unwrap_or(0);
@@ -213,6 +219,13 @@ impl Room {
         Err(self.none("the index"))
     }
 
+    /// Keeps what is given up from being taken back, until the guard is dropped: whoever looks at the free space
+    /// meanwhile would find enough of it to take, and he who needs it none again.
+    pub(super) fn lend(&self) -> Lent<'_> {
+        self.lent.fetch_add(1, Ordering::AcqRel);
+        Lent(self)
+    }
+
     fn none(&self, what: &str) -> Error {
         self.full.store(true, Ordering::Release);
         Error::NoSpace(what.to_owned())
@@ -255,6 +268,15 @@ impl Room {
             "the disk below {} is full ({free} bytes are free): deleting works, writing does not until there is room",
             self.root.display()
         ))
+    }
+}
+
+/// See [`Room::lend`].
+pub(super) struct Lent<'a>(&'a Room);
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.0.lent.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
