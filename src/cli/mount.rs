@@ -1,5 +1,6 @@
 //! `mount`, `umount`, `mount.rewindfs` and the server that they start.
 
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,7 +17,7 @@ use crate::daemon::protocol::{ControlError, Health, Kind, MountRequest, Progress
 use crate::daemon::registry::{self, Found, RuntimeDir};
 use crate::daemon::spawn::{self, Ready, ServeOptions};
 use crate::daemon::sys::{self, END_PATIENCE};
-use crate::daemon::{logging, server, unmount};
+use crate::daemon::{logging, metrics, server, unmount};
 use crate::types::NodeUuid;
 
 /// What is behind the node's id in the name of the holder's log: it is a process of its own, and two that
@@ -24,6 +25,8 @@ use crate::types::NodeUuid;
 const HOLDER_LOG: &str = "-holder";
 /// The same for the server's.
 const SERVER_LOG: &str = "";
+/// Where metrics are served unless the command says it.
+const METRICS_VARIABLE: &str = "REWINDFS_METRICS";
 /// Servers that may be found ending, one after the other, before a mount gives up.
 const SERVERS_TRIED: usize = 4;
 
@@ -45,12 +48,16 @@ pub(super) struct Mount {
     #[arg(long)]
     foreground: bool,
     /// Mount options, separated by commas: those of mount(8), fsname=, subtype=, snapdir=visible,
-    /// snapdir-name=, resend=off, volume=, keyfile=.
+    /// snapdir-name=, resend=off, volume=, keyfile=, metrics=.
     #[arg(short = 'o', value_name = "OPTIONS", allow_hyphen_values = true)]
     options: Vec<String>,
     /// The key file, if it is not in its default place.
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
+    /// Where metrics are served for Prometheus, or off; only the store's first mount decides
+    /// [default: $REWINDFS_METRICS, else 127.0.0.1:9671].
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<String>,
 }
 
 /// Mount a rewindfs volume; run by mount(8) for the type rewindfs.
@@ -123,6 +130,7 @@ impl Helper {
             foreground: false,
             options: Vec::new(),
             key_file: None,
+            metrics: None,
         };
         Ok(mount.run_with(parsed)?)
     }
@@ -183,12 +191,26 @@ impl Mount {
         }
         let key_file = self.key_file.or(parsed.key_file);
         let key_file = key_file.map(|path| path.canonicalize().map_err(|e| io_error("reading", &path, &e)));
+        let metrics = metrics_address(self.metrics.or(parsed.metrics))?;
         let volume = self.volume.or(parsed.volume).unwrap_or_else(|| resolve::DEFAULT_VOLUME.to_owned());
         let mut options = parsed.options;
         options.ro |= self.read_only;
         let mount = MountRequest { volume, mountpoint, options };
-        Ok(ServeOptions { store, key_file: key_file.transpose()?, mount })
+        Ok(ServeOptions { store, key_file: key_file.transpose()?, mount, metrics })
     }
+}
+
+/// Where metrics are to be served; None for nowhere.
+fn metrics_address(asked_for: Option<String>) -> Result<Option<SocketAddr>, ControlError> {
+    let text = asked_for.or_else(|| std::env::var(METRICS_VARIABLE).ok().filter(|text| !text.is_empty()));
+    let text = text.as_deref().unwrap_or(metrics::DEFAULT_ADDRESS);
+    if text == "off" {
+        return Ok(None);
+    }
+    let usage = |_| {
+        ControlError::usage(format!("metrics: {text:?} is not an address such as 127.0.0.1:9671, or off"))
+    };
+    text.parse().map(Some).map_err(usage)
 }
 
 /// Asks the store's server to mount, if one runs and is not just ending. False when the store is free.

@@ -21,7 +21,8 @@ Settings:
                         each completed version of such a file gets a snapshot, tagged with its path and with run=...;
                         may be given more than once; on-close= takes all away
   immutable=7d          nothing and nobody forgets a snapshot or a minute younger than that; a shorter period counts
-                        only for what is made afterwards; off";
+                        only for what is made afterwards; off
+  webhook=https://...   where word goes when much more than usual is removed or written over; off";
 
 /// Show or change what a volume does by itself: schedule, retention, space.
 #[derive(Debug, Subcommand)]

@@ -12,12 +12,13 @@ use super::mounts::Mounts;
 use super::news::Listener;
 use super::protocol::{
     ControlError, FsckReport, Health, MadeBy, Progress, Request, Response, SNAPSHOT_PAGE, ScrubAction,
-    ScrubState, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted, Target,
-    VolumeInfo,
+    ScrubState, SnapshotCreate, SnapshotCreated, SnapshotFailure, SnapshotInfo, SnapshotsDeleted,
+    StatusReport, Target, VolumeInfo,
 };
 use super::report::GcInfo;
 use super::rights::{control_error, volume_for};
 use super::scrub::{self, Scrubber};
+use super::troubles::Troubles;
 use super::watched::watched;
 use super::{policy, status, upgrade};
 use crate::store::control::Control;
@@ -33,6 +34,7 @@ pub struct Handler {
     pub(super) owner: u32,
     pub(super) scrubber: Scrubber,
     pub(super) turns: history::Turns,
+    pub(super) troubles: Arc<Troubles>,
 }
 
 type Outcome = Result<Response, ControlError>;
@@ -52,7 +54,8 @@ impl Handler {
             .map_err(|e| ControlError::failed(format!("reading {}: {e}", path.display())))?
             .uid();
         let (scrubber, turns) = (Scrubber::new(), history::Turns::default());
-        Ok(Handler { volumes, mounts, key_file, owner, scrubber, turns })
+        let troubles = Arc::default();
+        Ok(Handler { volumes, mounts, key_file, owner, scrubber, turns, troubles })
     }
 
     /// The user who owns the store.
@@ -199,21 +202,27 @@ impl Handler {
                 Target::Store => Target::Volume { volume: name.clone() },
                 other => other.clone(),
             };
-            let volume = self.volume(caller, &of, READ)?;
-            let mountpoint = self.mounted_at(&name);
-            let holder = self.mounts.as_ref().and_then(|mounts| mounts.holder());
-            let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some(), holder)?;
-            report.counters.dirty_bytes = self.volumes.dirty_bytes();
-            let problems = self.volumes.problems();
-            if !problems.is_empty() && report.health == Health::Ok {
-                report.health = Health::Attention;
-            }
-            report.problems.extend(problems);
-            report.read_only |=
-                self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
-            reports.push(report);
+            self.volume(caller, &of, READ)?;
+            reports.push(self.report_of(&name)?);
         }
         Ok(Response::Status(reports))
+    }
+
+    /// How a volume fares.
+    pub(super) fn report_of(&self, name: &str) -> Result<StatusReport, ControlError> {
+        let volume = self.volumes.open(name).map_err(|e| control_error(&format!("volume {name}"), e))?;
+        let mountpoint = self.mounted_at(name);
+        let holder = self.mounts.as_ref().and_then(|mounts| mounts.holder());
+        let mut report = status::report(&volume, mountpoint.clone(), self.mounts.is_some(), holder)?;
+        report.counters.dirty_bytes = self.volumes.dirty_bytes();
+        let problems = [self.volumes.problems(), self.troubles.all()].concat();
+        if !problems.is_empty() && report.health == Health::Ok {
+            report.health = Health::Attention;
+        }
+        report.problems.extend(problems);
+        report.read_only |=
+            self.mounts.as_ref().zip(mountpoint).is_some_and(|(mounts, at)| mounts.is_read_only(&at));
+        Ok(report)
     }
 
     fn fsck(&self, progress: &mut dyn FnMut(Progress)) -> Outcome {

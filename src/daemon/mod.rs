@@ -4,6 +4,7 @@
 pub mod care_report;
 pub mod client;
 pub mod control;
+mod courier;
 pub mod export;
 pub mod handler;
 mod history;
@@ -12,6 +13,8 @@ pub mod holder;
 mod keys;
 pub mod lines;
 pub mod logging;
+pub mod metrics;
+mod metrics_page;
 pub mod mount_options;
 mod mounts;
 pub mod news;
@@ -32,6 +35,7 @@ mod status;
 pub mod sys;
 pub mod text;
 pub mod times;
+mod troubles;
 mod upgrade;
 mod watched;
 

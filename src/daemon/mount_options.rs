@@ -165,6 +165,8 @@ pub struct Parsed {
     /// `keyfile=`.
     #[serde(with = "wire_path_option")]
     pub key_file: Option<PathBuf>,
+    /// `metrics=`.
+    pub metrics: Option<String>,
 }
 
 /// Parses `-o` texts over the defaults of `uid`; a later option wins over an earlier one. A comma inside a
@@ -272,6 +274,7 @@ fn set_value(parsed: &mut Parsed, name: &str, value: &str) -> Result<bool, Strin
         "snapdir-name" => options.snapdir_name = value.to_owned(),
         "volume" => parsed.volume = Some(value.to_owned()),
         "keyfile" => parsed.key_file = Some(PathBuf::from(value)),
+        "metrics" => parsed.metrics = Some(value.to_owned()),
         _ => return Ok(false),
     }
     Ok(true)

@@ -12,8 +12,10 @@ use nix::sys::signal::{SigSet, Signal};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::control::ControlServer;
+use super::courier::Courier;
 use super::handler::Handler;
 use super::holder::{Kept, Link, Start, UnmountError};
+use super::metrics::MetricsServer;
 use super::mounts::{Mounts, Number, Table, TableEntry, make_durable, tell};
 use super::offline::open_volumes;
 use super::protocol::{ControlError, MountRequest, Progress};
@@ -363,8 +365,16 @@ fn run(
     let handler = Handler { mounts: Some(server.clone()), ..handler };
     handler.scrubber.watch(volumes.store())?;
     volumes.start_keeper().map_err(|e| control_error("schedule and retention", e))?;
+    let store_name = volumes.store().path().display().to_string();
+    let (courier, alerts) =
+        Courier::start(store_name, handler.troubles.clone()).map_err(|e| failed("alerts", e))?;
+    volumes.listen(alerts);
+    let handler = Arc::new(handler);
     let control =
-        ControlServer::start(&socket, Arc::new(handler)).map_err(|e| failed("the control socket", e))?;
+        ControlServer::start(&socket, handler.clone()).map_err(|e| failed("the control socket", e))?;
+    let troubles = handler.troubles.clone();
+    let metrics = start.options.metrics.map(|address| MetricsServer::start(address, handler, troubles));
+    let metrics = metrics.transpose().map_err(|e| failed("metrics", e))?;
     let store_path = volumes.store().path().to_owned();
     let registration = Registration::publish(dir, node, store_path, Vec::new(), link.holder())
         .map_err(|e| failed("the registry of mounts", e))?;
@@ -375,6 +385,8 @@ fn run(
         Err(_) => None,
     };
     control.stop(GRACE);
+    metrics.into_iter().for_each(MetricsServer::stop);
+    drop(courier);
     if let Some(program) = next {
         server.make_room(&program);
     }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,9 @@ pub struct ServeOptions {
     pub key_file: Option<PathBuf>,
     /// The first mount.
     pub mount: MountRequest,
+    /// Where metrics are served; None: nowhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Where a starting server says how far it is. The last word is [`Ready::usable`] or [`Ready::failed`];
@@ -223,7 +227,8 @@ mod tests {
         let odd = PathBuf::from(OsString::from_vec(b"/s/\xff\n".to_vec()));
         let mount =
             MountRequest { volume: "main".into(), mountpoint: odd.clone(), options: MountOptions::default() };
-        let options = ServeOptions { store: odd.clone(), key_file: Some(odd), mount };
+        let options =
+            ServeOptions { store: odd.clone(), key_file: Some(odd), mount, metrics: "[::1]:1".parse().ok() };
         let line = encode(&options).unwrap();
         assert_eq!(decode::<ServeOptions>(line.trim_ascii_end()).unwrap(), options);
         assert_eq!(line.iter().filter(|&&b| b == b'\n').count(), 1);

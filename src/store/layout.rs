@@ -25,6 +25,8 @@ pub struct Layout {
     pub lock: PathBuf,
     /// What the last scrub came to, sealed.
     pub scrub: PathBuf,
+    /// How much usually happens in its volumes, sealed.
+    pub rates: PathBuf,
     /// Settings.
     pub config: PathBuf,
     /// Wrapped keys.
@@ -54,6 +56,7 @@ impl Layout {
             node: at("node"),
             lock: at("lock"),
             scrub: at("scrub"),
+            rates: at("rates"),
             config: at("config.toml"),
             keyring: at("keyring"),
             journal: at("journal"),

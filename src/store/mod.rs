@@ -24,6 +24,7 @@ pub mod model;
 mod open;
 mod opener;
 pub mod problem;
+mod rates;
 mod rebind;
 pub mod repair;
 mod replay;

@@ -63,6 +63,11 @@ pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 /// Blocks of the largest file.
 pub const FILE_BLOCKS_MAX: u64 = FILE_BYTES_MAX.div_ceil(BLOCK_BYTES);
 
+/// Longest address of a web hook.
+pub const WEBHOOK_BYTES_MAX: usize = 2048;
+/// Largest file that remembers how much usually happens in a store's volumes.
+pub const RATES_BYTES_MAX: usize = 32 << 20;
+
 /// Longest snapshot or volume name.
 pub const SNAPSHOT_NAME_BYTES_MAX: usize = 128;
 /// Tags of one snapshot.

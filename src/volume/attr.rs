@@ -1,5 +1,6 @@
 //! Attributes: stat and its changes.
 
+use super::policy::burst::Kind;
 use super::{FsError, FsResult, Volume};
 use crate::store::model::{Attrs, Edit, FileKind, RequestId};
 use crate::types::limits::FILE_BYTES_MAX;
@@ -187,6 +188,8 @@ impl Volume {
         self.shared.store.defragment(&edits)?;
         let note = |lsn| live.dirty.slots().filter(|s| s.end() > size).for_each(|s| s.note(lsn, 0, size));
         self.shared.store.commit_noted(edits, request, &note)?;
+        let cut = live.committed_size.saturating_sub(size);
+        self.shared.keeping.alarms.add(self.vol, Kind::OverwrittenBytes, cut);
         live.attrs = attrs;
         live.committed_size = size;
         live.dirty.truncate(size);

@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use super::cell::{Cell, Live};
 use super::extents::{Run, copy_over, runs};
 use super::file::assemble;
+use super::policy::burst::Kind;
 use super::{FsError, FsResult, Shared, Volume};
 use crate::store::chunks::{Stored, pool::Pool};
 use crate::store::model::{Edit, Piece, Recipe, Source};
@@ -42,6 +43,8 @@ enum Reason {
 struct Sealed {
     runs: Vec<(u64, Vec<Piece>)>,
     _pins: Vec<Stored>,
+    /// Bytes of the runs that came in the place of others, and of them those that cannot be compressed.
+    replaced: (u64, u64),
     /// From which offset on bytes were left for later.
     tail: Option<u64>,
 }
@@ -57,23 +60,29 @@ fn has_large_hole(recipe: &Recipe, block: u64, from: u64, to: u64) -> bool {
 impl Shared {
     /// Commits what a cell holds. The caller holds the cell's flush lock.
     fn flush_locked(&self, vol: VolumeId, cell: &Cell, reason: Reason) -> FsResult<()> {
-        let (slots, growing) = {
+        let (slots, committed, growing) = {
             let mut live = cell.state.write();
             if live.gone || !live.is_dirty() {
                 return Ok(());
             }
             let slots = Arc::new(live.dirty.take());
             live.sealing = slots.clone();
-            (slots, live.attrs.size)
+            (slots, live.committed_size, live.attrs.size)
         };
         let runs = runs(&slots);
         let sealed = self.joined(vol, cell.ino, &runs).and_then(|joined| {
             // Of joined runs no tail is left: it would hold bytes that nobody's write had paid for.
             let whole = reason == Reason::Full && joined.len() < runs.len();
-            self.seal(&joined, if whole { Reason::Age } else { reason }, growing)
+            self.seal(&joined, if whole { Reason::Age } else { reason }, (committed, growing))
         });
         let mut live = cell.state.write();
-        let result = sealed.and_then(|sealed| self.commit_runs(vol, cell.ino, &mut live, sealed));
+        let result = sealed.and_then(|sealed| {
+            let (replaced, scrambled) = sealed.replaced;
+            let kept_from = self.commit_runs(vol, cell.ino, &mut live, sealed)?;
+            self.keeping.alarms.add(vol, Kind::OverwrittenBytes, replaced);
+            self.keeping.alarms.add(vol, Kind::ScrambledBytes, scrambled);
+            Ok(kept_from)
+        });
         drop(slots);
         // Nobody else holds them: readers look under the state's lock.
         let slots = Arc::into_inner(std::mem::take(&mut live.sealing)).unwrap_or_default();
@@ -86,12 +95,15 @@ impl Shared {
         result.map(drop)
     }
 
-    /// Turns runs into pieces.
-    fn seal(&self, runs: &[Run], reason: Reason, size: u64) -> FsResult<Sealed> {
-        let mut sealed = Sealed { runs: Vec::with_capacity(runs.len()), _pins: Vec::new(), tail: None };
+    /// Turns runs into pieces. `sizes`: what is committed of the file, and what it grows to.
+    fn seal(&self, runs: &[Run], reason: Reason, (committed, size): (u64, u64)) -> FsResult<Sealed> {
+        let mut sealed =
+            Sealed { runs: Vec::with_capacity(runs.len()), _pins: Vec::new(), replaced: (0, 0), tail: None };
+        let over = |offset: u64, len: usize| committed.saturating_sub(offset).min(len as u64);
         let total: u64 = runs.iter().map(|(_, run)| run.len() as u64).sum();
         if reason == Reason::Asked && total <= INLINE_BYTES_MAX {
             for (offset, run) in runs {
+                sealed.replaced.0 += over(*offset, run.len());
                 let piece = Piece { len: run.len() as u32, source: Source::Inline(run.to_vec()) };
                 sealed.runs.push((*offset, vec![piece]));
             }
@@ -106,6 +118,9 @@ impl Shared {
                 sealed.tail = Some(offset + end as u64);
             }
             let stored = chunks.store(self.store.index(), run.clone(), &cuts)?;
+            let replaced = over(*offset, end);
+            sealed.replaced.0 += replaced;
+            sealed.replaced.1 += stored.raw_bytes().min(replaced);
             let pieces = stored
                 .chunks()
                 .map(|(id, len)| Piece { len, source: Source::Chunk { id, offset: 0 } })

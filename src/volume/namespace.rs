@@ -262,6 +262,9 @@ impl Volume {
             edits.push(Edit::Orphan { vol, ino, orphan: true });
         }
         self.commit(edits, request)?;
+        if nlink == 0 && !directory {
+            self.shared.keeping.alarms.removed(vol, live.attrs.size);
+        }
         dir.attrs = dir_attrs;
         (live.attrs.nlink, live.attrs.ctime) = (nlink, now);
         (live.attrs.parent, live.attrs.name) = place;

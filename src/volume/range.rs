@@ -3,6 +3,7 @@
 use parking_lot::RwLockWriteGuard;
 
 use super::cell::{Cell, Live};
+use super::policy::burst::Kind;
 use super::{FsError, FsResult, Volume, Writer};
 use crate::store::model::{Edit, FileKind, Piece, RequestId, Source};
 use crate::types::limits::{BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX};
@@ -145,6 +146,10 @@ impl Volume {
         edits.insert(0, Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() });
         self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;
+        if clears {
+            let cleared = end.min(live.committed_size).saturating_sub(offset);
+            self.shared.keeping.alarms.add(self.vol, Kind::OverwrittenBytes, cleared);
+        }
         live.committed_size = attrs.size;
         live.attrs = attrs;
         Ok(())

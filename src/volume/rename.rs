@@ -163,6 +163,11 @@ impl Change<'_> {
             edits.push(Edit::Orphan { vol, ino, orphan: true });
         }
         volume.commit(edits, request)?;
+        if let Some(replaced) =
+            orphan.and_then(|ino| states.get(&ino)).filter(|l| l.attrs.kind != FileKind::Dir)
+        {
+            volume.shared.keeping.alarms.removed(vol, replaced.attrs.size);
+        }
         for (ino, live) in &mut states {
             if let Some(mut new) = attrs.remove(ino) {
                 // Sizes and times of uncommitted writes stay ahead of the record.

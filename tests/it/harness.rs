@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod command;
+pub mod http;
 pub mod listing;
 pub mod locker;
 pub mod mounting;

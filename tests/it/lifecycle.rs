@@ -2,6 +2,7 @@
 
 mod helper;
 mod hostile;
+mod metrics;
 mod mounts;
 mod server;
 mod snapdir;

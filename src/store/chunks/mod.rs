@@ -78,12 +78,18 @@ pub struct Stored {
     inner: Arc<Inner>,
     /// Name and length of each.
     chunks: Vec<(ChunkId, u32)>,
+    raw_bytes: u64,
 }
 
 impl Stored {
     /// The chunks and their lengths.
     pub fn chunks(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
         self.chunks.iter().copied()
+    }
+
+    /// Bytes of those that were not there before and that cannot be compressed.
+    pub fn raw_bytes(&self) -> u64 {
+        self.raw_bytes
     }
 }
 
@@ -154,13 +160,17 @@ impl ChunkStore {
         let results = self.pool.map(count, move |i| {
             let (start, end) = ranges.get(i).copied().unwrap_or_default();
             let plain = data.get(start..end).unwrap_or_default();
-            inner.store_one(&index, plain).map(|id| (id, plain.len() as u32))
+            inner.store_one(&index, plain).map(|(id, raw)| (id, plain.len() as u32, raw))
         });
-        let mut stored = Stored { inner: self.inner.clone(), chunks: Vec::with_capacity(count) };
+        let mut stored =
+            Stored { inner: self.inner.clone(), chunks: Vec::with_capacity(count), raw_bytes: 0 };
         let mut failed = None;
         for result in results {
             match result {
-                Ok(chunk) => stored.chunks.push(chunk),
+                Ok((id, len, raw)) => {
+                    stored.chunks.push((id, len));
+                    stored.raw_bytes += if raw { u64::from(len) } else { 0 };
+                }
                 Err(e) => failed = Some(e),
             }
         }
@@ -176,7 +186,7 @@ impl ChunkStore {
     /// # Errors
     /// From the index.
     pub fn hold(&self, index: &Index, ids: impl Iterator<Item = ChunkId>) -> Result<Option<Stored>> {
-        let mut held = Stored { inner: self.inner.clone(), chunks: Vec::new() };
+        let mut held = Stored { inner: self.inner.clone(), chunks: Vec::new(), raw_bytes: 0 };
         for id in ids {
             let fresh = self.inner.fresh.pin(&id);
             held.chunks.push((id, 0));
@@ -299,19 +309,20 @@ impl Inner {
         self.writer.as_ref().ok_or_else(|| Error::ReadOnly("it was opened for reading".into()))
     }
 
-    /// Stores one chunk unless it is there, and pins it.
-    fn store_one(&self, index: &Index, plain: &[u8]) -> Result<ChunkId> {
+    /// Stores one chunk unless it is there, and pins it. Also whether it had to be stored as it is.
+    fn store_one(&self, index: &Index, plain: &[u8]) -> Result<(ChunkId, bool)> {
         let id = self.sealer.chunk_id(plain);
         self.counters.stored_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
         // Before the index is asked: what it then says cannot be rewritten away.
         let fresh = self.fresh.pin(&id);
-        self.store_pinned(index, id, plain, fresh).map(|()| id).inspect_err(|_| self.fresh.unpin(&id))
+        let stored = self.store_pinned(index, id, plain, fresh);
+        stored.map(|raw| (id, raw)).inspect_err(|_| self.fresh.unpin(&id))
     }
 
-    fn store_pinned(&self, index: &Index, id: ChunkId, plain: &[u8], fresh: bool) -> Result<()> {
+    fn store_pinned(&self, index: &Index, id: ChunkId, plain: &[u8], fresh: bool) -> Result<bool> {
         if fresh || index.chunk(&id)?.is_some_and(|entry| !entry.location.is_lost()) {
             self.counters.duplicate_bytes.fetch_add(plain.len() as u64, Ordering::Relaxed);
-            return Ok(());
+            return Ok(false);
         }
         let (writer, room) = self.writer()?;
         room.admit(Use::Grows)?;
@@ -323,8 +334,9 @@ impl Inner {
         self.fresh.begin(place);
         let appended = room.noticed(writer.append(sealed));
         self.fresh.end(place, appended.as_ref().ok().map(|location| (id, *location)));
-        self.counters.packed_bytes.fetch_add(appended?.frame_bytes(), Ordering::Relaxed);
-        Ok(())
+        let frame_bytes = appended?.frame_bytes();
+        self.counters.packed_bytes.fetch_add(frame_bytes, Ordering::Relaxed);
+        Ok(frame_bytes >= plain.len() as u64)
     }
 
     fn read(&self, index: &Index, id: &ChunkId) -> Result<Arc<Vec<u8>>> {

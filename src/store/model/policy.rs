@@ -3,7 +3,9 @@
 
 use super::snapshot::get_text;
 use crate::types::Timestamp;
-use crate::types::limits::{GLOB_BYTES_MAX, GLOBS_MAX, IMMUTABLE_STEPS_MAX, POLICY_SECS_MAX, RETENTION_MAX};
+use crate::types::limits::{
+    GLOB_BYTES_MAX, GLOBS_MAX, IMMUTABLE_STEPS_MAX, POLICY_SECS_MAX, RETENTION_MAX, WEBHOOK_BYTES_MAX,
+};
 use crate::types::wire::{Decoder, Encoder, WireError};
 
 /// A part of the filesystem that the store lies on.
@@ -80,6 +82,8 @@ pub struct Policy {
     pub free_min: Share,
     /// Globs of files of which each completed version gets a snapshot.
     pub on_close: Vec<String>,
+    /// Where alerts are sent: the address of a web hook, empty for none.
+    pub webhook: String,
     /// The immutable periods that still matter to some point, oldest first. Set through `Policy::set_immutable`.
     pub immutable: Vec<ImmutableStep>,
 }
@@ -93,6 +97,7 @@ impl Default for Policy {
             history_max: Share::Percent(20),
             free_min: Share::Percent(10),
             on_close: Vec::new(),
+            webhook: String::new(),
             immutable: Vec::new(),
         }
     }
@@ -147,6 +152,7 @@ impl Policy {
         for glob in &self.on_close {
             e.bytes(glob.as_bytes());
         }
+        e.bytes(self.webhook.as_bytes());
         e.varint(self.immutable.len() as u64);
         for step in &self.immutable {
             e.i64(step.since.secs).u32(step.since.nanos).u64(step.secs);
@@ -162,7 +168,7 @@ impl Policy {
             kept if kept <= RETENTION_MAX => Ok(kept),
             _ => Err(WireError::Bad("retention")),
         };
-        let (every_secs, continuous_secs) = (secs(d)?, secs(d)?);
+        let periods = (secs(d)?, secs(d)?);
         let retention = Retention {
             hourly: kept(d)?,
             daily: kept(d)?,
@@ -173,6 +179,7 @@ impl Policy {
         let (history_max, free_min) = (Share::decode(d)?, Share::decode(d)?);
         let count = d.count(GLOBS_MAX, "glob count")?;
         let on_close = (0..count).map(|_| get_text(d, GLOB_BYTES_MAX)).collect::<Result<_, _>>()?;
+        let webhook = get_text(d, WEBHOOK_BYTES_MAX)?;
         let count = d.count(IMMUTABLE_STEPS_MAX, "step count")?;
         let immutable = (0..count)
             .map(|_| {
@@ -180,7 +187,17 @@ impl Policy {
                 Ok(ImmutableStep { since, secs: secs(d)? })
             })
             .collect::<Result<_, WireError>>()?;
-        Ok(Policy { every_secs, continuous_secs, retention, history_max, free_min, on_close, immutable })
+        let (every_secs, continuous_secs) = periods;
+        Ok(Policy {
+            every_secs,
+            continuous_secs,
+            retention,
+            history_max,
+            free_min,
+            on_close,
+            webhook,
+            immutable,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::alarm::Alarms;
 use super::completed::Completed;
 use super::retention::{self, Candidate, minute};
 use super::space::Shortage;
@@ -64,12 +65,15 @@ impl Readers {
 pub(in crate::volume) struct Keeping {
     problems: Mutex<Vec<String>>,
     pub(super) completed: Completed,
+    pub(in crate::volume) alarms: Alarms,
     wake: (Mutex<()>, Condvar),
 }
 
 impl Keeping {
     pub fn problems(&self) -> Vec<String> {
-        self.problems.lock().clone()
+        let mut problems = self.problems.lock().clone();
+        problems.extend(self.alarms.problems());
+        problems
     }
 
     /// Has the next round begin soon.
@@ -147,10 +151,12 @@ fn run(shared: &Weak<Shared>, stopped: &Mutex<bool>) {
         }
         let mut wake = shared.keeping.wake.0.lock();
         if *stopped.lock() {
+            shared.remember_rates();
             return;
         }
         shared.keeping.wake.1.wait_for(&mut wake, ROUND);
         if *stopped.lock() {
+            shared.remember_rates();
             return;
         }
     }
@@ -222,6 +228,7 @@ impl Shared {
                 self.retain(*vol, now, &reading)?;
             }
         }
+        self.watch_bursts(&volumes, now);
         self.snapshot_completed(problems)?;
         self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems)
     }

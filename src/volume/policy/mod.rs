@@ -1,6 +1,8 @@
 //! What volumes do by themselves: snapshots by schedule and of completed files, marks of the continuous window,
 //! and letting go of what neither retention nor the limits of space let stay.
 
+pub mod alarm;
+pub mod burst;
 pub(super) mod completed;
 mod globs;
 pub(super) mod keeper;
@@ -101,7 +103,12 @@ impl Volumes {
         Ok(())
     }
 
-    /// What an operator should know of schedules and retention.
+    /// Has `listener` hear of bursts from now on.
+    pub fn listen(&self, listener: crossbeam_channel::Sender<alarm::Alert>) {
+        self.shared.keeping.alarms.listen(listener);
+    }
+
+    /// What an operator should know of schedules, retention and bursts.
     pub fn problems(&self) -> Vec<String> {
         self.shared.keeping.problems()
     }

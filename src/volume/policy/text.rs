@@ -5,7 +5,7 @@ use std::str::FromStr;
 use super::Globs;
 use crate::store::model::{Policy, Share};
 use crate::types::Timestamp;
-use crate::types::limits::{GLOB_BYTES_MAX, GLOBS_MAX, POLICY_SECS_MAX, RETENTION_MAX};
+use crate::types::limits::{GLOB_BYTES_MAX, GLOBS_MAX, POLICY_SECS_MAX, RETENTION_MAX, WEBHOOK_BYTES_MAX};
 use crate::types::point::{age_text, parse_age};
 
 /// Why a text is not a setting.
@@ -38,10 +38,12 @@ pub enum Setting {
     OnClose(Vec<String>),
     /// Seconds for which nothing can be forgotten; 0: none.
     Immutable(u64),
+    /// Where alerts are sent; empty: nowhere.
+    Webhook(String),
 }
 
-const KEYS: &str =
-    "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, immutable";
+const KEYS: &str = "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, immutable, \
+     webhook";
 
 impl FromStr for Setting {
     type Err = SettingError;
@@ -86,6 +88,11 @@ impl FromStr for Setting {
                 Setting::OnClose(globs)
             }
             "immutable" => Setting::Immutable(period()?),
+            "webhook" if matches!(value, "off" | "") => Setting::Webhook(String::new()),
+            "webhook" => {
+                check_address(value).map_err(bad)?;
+                Setting::Webhook(value.to_owned())
+            }
             _ => return Err(bad(format!("there is no such setting; there are {KEYS}"))),
         })
     }
@@ -137,6 +144,7 @@ impl Setting {
             Setting::FreeMin(share) => policy.free_min = *share,
             Setting::OnClose(globs) => policy.on_close.clone_from(globs),
             Setting::Immutable(secs) => policy.set_immutable(now, *secs)?,
+            Setting::Webhook(address) => policy.webhook.clone_from(address),
         }
         Ok(())
     }
@@ -157,8 +165,22 @@ impl Setting {
             ("free-min", share_text(policy.free_min)),
             ("immutable", period(policy.immutable_secs())),
         ];
+        let webhook = if policy.webhook.is_empty() { "off" } else { &policy.webhook };
+        all.push(("webhook", webhook.to_owned()));
         all.extend(policy.on_close.iter().map(|glob| ("on-close", glob.clone())));
         all
+    }
+}
+
+/// Only what can be told from the text: an address that answers nothing is noticed when it is used.
+fn check_address(text: &str) -> Result<(), String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = text.len() <= WEBHOOK_BYTES_MAX && text.bytes().all(|b| b.is_ascii_graphic());
+    match host.filter(|host| plain && host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[')) {
+        Some(_) => Ok(()),
+        None => Err(format!(
+            "it is an address that begins with https:// or http://, up to {WEBHOOK_BYTES_MAX} characters, or off"
+        )),
     }
 }
 
@@ -214,6 +236,7 @@ mod tests {
             "immutable=7d",
             "on-close=a/*.pt",
             "on-close={b,c}/**",
+            "webhook=https://hooks.example/x?y=z",
         ];
         let policy = policy(&set);
         let shown: Vec<String> = Setting::of(&policy).iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -249,6 +272,9 @@ mod tests {
             "on-close=/a",
             "on-close={",
             "exclude=x",
+            "webhook=example.com",
+            "webhook=https://",
+            "webhook=http://a b",
             "=",
             "immutable=7",
         ] {

@@ -94,6 +94,7 @@ impl Store {
         let mut command = Command::new(REWINDFS);
         command.args(args).current_dir(self.home());
         command.env("REWINDFS_KEY_DIR", self.home().join("keys")).env_remove("REWINDFS_LOG");
+        command.env("REWINDFS_METRICS", "off");
         let environment = self.environment.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         command
@@ -117,7 +118,13 @@ impl Store {
             fs::copy(REWINDFS, &program).expect("copying the program");
         }
         let mut command = Command::new(&program);
-        run(command.args(args).uid(NOBODY).gid(NOBODY).current_dir("/").env("HOME", "/nonexistent"))
+        run(command
+            .args(args)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .current_dir("/")
+            .env("HOME", "/nonexistent")
+            .env("REWINDFS_METRICS", "off"))
     }
 
     /// Runs the program, which must succeed; its standard output.
