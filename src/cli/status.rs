@@ -117,7 +117,10 @@ fn screen(report: &StatusReport) -> String {
     };
     lines.push(("lsn", format!("{} ({durable})", report.lsn)));
     let last = report.last_snapshot.as_ref().map(|s| format!(", last {} at {}", s.name, rfc3339(s.time)));
-    lines.push(("snapshots", format!("{}{}", report.snapshots, last.unwrap_or_default())));
+    let going =
+        Some(report.forgetting).filter(|n| *n > 0).map(|n| format!("; {n} deleted ones are being forgotten"));
+    let text = format!("{}{}{}", report.snapshots, last.unwrap_or_default(), going.unwrap_or_default());
+    lines.push(("snapshots", text));
     if let Some(window) = &report.window {
         let [oldest, minutes, continuous] = [window.oldest, window.minutes, window.continuous].map(rfc3339);
         let text = format!("back to {oldest}, every minute since {minutes}, every change since {continuous}");

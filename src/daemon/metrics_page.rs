@@ -102,6 +102,8 @@ fn volume(page: &mut Page, r: &StatusReport) {
     page.gauge("rewindfs_mounted", "1 where it is mounted.", &name, u64::from(r.mountpoint.is_some()));
     page.gauge("rewindfs_read_only", "1 where nothing can be written.", &name, u64::from(r.read_only));
     page.gauge("rewindfs_snapshots", "Snapshots.", &name, r.snapshots);
+    let help = "Deleted snapshots and marks whose space is not all freed yet.";
+    page.gauge("rewindfs_forgetting", help, &name, r.forgetting);
     for (kind, bytes) in [("live", r.bytes.live), ("history", r.bytes.history)] {
         let labels = [("volume", r.volume.as_str()), ("kind", kind)];
         page.gauge("rewindfs_volume_bytes", "Plain bytes of files, live and past.", &labels, bytes);

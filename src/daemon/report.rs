@@ -352,6 +352,9 @@ pub struct StatusReport {
     pub problems: Vec<String>,
     /// How many snapshots the volume has.
     pub snapshots: u64,
+    /// Snapshots and marks that are deleted and whose space is not all freed yet.
+    #[serde(default)]
+    pub forgetting: u64,
     /// The newest of them.
     pub last_snapshot: Option<LastSnapshot>,
     /// What is readable between snapshots.

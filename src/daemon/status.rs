@@ -24,7 +24,7 @@ pub(super) fn report(
     let free = nix::sys::statvfs::statvfs(store.path())
         .map(|s| s.blocks_available() * s.fragment_size())
         .unwrap_or(0);
-    let (lsn, term, chain, digest, live, history, packed) = {
+    let (lsn, term, chain, digest, live, history, forgetting, packed) = {
         let state = store.index().state();
         let of = state.volumes.get(&volume.id());
         (
@@ -34,6 +34,7 @@ pub(super) fn report(
             state.digest,
             of.map_or(0, |v| v.live_bytes),
             of.map_or(0, |v| v.history_bytes),
+            of.map_or(0, |v| v.points.values().filter(|point| point.deleting).count()),
             state.packs.values().map(|p| p.live_bytes).sum::<u64>(),
         )
     };
@@ -68,6 +69,7 @@ pub(super) fn report(
         health,
         problems,
         snapshots: snapshots.len() as u64,
+        forgetting: forgetting as u64,
         last_snapshot: snapshots
             .last()
             .map(|row| LastSnapshot { name: row.spec.name.clone(), time: row.time }),

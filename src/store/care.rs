@@ -13,6 +13,7 @@ use super::Store;
 use super::layout::remove_tree;
 use super::model::Edit;
 use crate::types::error::IoContext;
+use crate::types::limits::{SWEEP_ITEMS_BESIDE, SWEEP_ITEMS_MAX};
 use crate::types::{Error, Lsn, Result, Timestamp, VolumeId};
 
 /// Time between rounds when there is nothing to do.
@@ -30,6 +31,8 @@ const SCANNED_BYTES: u64 = 16 << 20;
 pub(super) const CHECKPOINTS_KEPT: usize = 2;
 /// Steps of one kind in a round, so that no kind starves the others.
 const STEPS_PER_ROUND: usize = 8;
+/// Longest pause after a piece of background work.
+const BREATH_MAX: Duration = Duration::from_millis(20);
 /// Records between two checkpoints that are made for want of room.
 const RELIEF_RECORDS: u64 = 1000;
 /// Seconds by which the window's floor lags, so that it moves in steps worth a record.
@@ -300,7 +303,8 @@ impl Store {
     fn reap_some(&self) -> Result<bool> {
         let items = self.index.reap_items(STEPS_PER_ROUND)?;
         for item in &items {
-            self.commit(vec![Edit::Reap { vol: item.vol, ino: item.ino, cut: item.cut }], None)?;
+            let items = self.items();
+            self.gently(Edit::Reap { vol: item.vol, ino: item.ino, cut: item.cut, items })?;
         }
         Ok(!items.is_empty())
     }
@@ -318,9 +322,25 @@ impl Store {
             if !self.index.wants_forget(vol)? {
                 return Ok(false);
             }
-            self.commit(vec![Edit::Forget { vol }], None)?;
+            let from = self.index.forget_from(vol);
+            self.gently(Edit::Forget { vol, items: self.items(), from })?;
         }
         Ok(true)
+    }
+
+    /// How much one record is to do.
+    fn items(&self) -> u32 {
+        if self.room.is_wanted() { SWEEP_ITEMS_MAX as u32 } else { SWEEP_ITEMS_BESIDE }
+    }
+
+    /// Commits background work, and then leaves the store to others for as long as that took.
+    fn gently(&self, edit: Edit) -> Result<()> {
+        let start = Instant::now();
+        self.commit(vec![edit], None)?;
+        if !self.room.is_wanted() {
+            std::thread::sleep(start.elapsed().min(BREATH_MAX));
+        }
+        Ok(())
     }
 
     /// Where the continuous window of `vol` should begin, if moving it would free something.

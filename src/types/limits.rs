@@ -90,6 +90,8 @@ pub const POINTS_MAX: usize = 200_000;
 
 /// Items one background record (reaping, forgetting) moves or frees, so that no writer waits long.
 pub const SWEEP_ITEMS_MAX: usize = 1000;
+/// As many are asked for while programs may be waiting: a record holds up everybody who looks at the index.
+pub const SWEEP_ITEMS_BESIDE: u32 = 100;
 /// Blocks that unlink and truncate remove in the same record; beyond that they leave a cut and a reap item.
 pub const DIRECT_REMOVE_BLOCKS_MAX: u64 = 64;
 /// Cuts an inode may carry; the next one first waits for the reaper.

@@ -6,7 +6,9 @@ use super::cell::{Cell, Live};
 use super::policy::burst::Kind;
 use super::{FsError, FsResult, Volume, Writer};
 use crate::store::model::{Edit, FileKind, Piece, RequestId, Source};
-use crate::types::limits::{BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX};
+use crate::types::limits::{
+    BLOCK_BYTES, CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, FILE_BYTES_MAX, SWEEP_ITEMS_MAX,
+};
 use crate::types::{Ino, Lsn};
 
 /// What `fallocate` should do.
@@ -85,7 +87,8 @@ impl Volume {
             let Some(inode) = self.view(None).inode(ino)? else { break };
             match inode.item.cuts.first() {
                 Some(cut) if inode.item.cuts.len() >= CUTS_MAX => {
-                    self.commit(vec![Edit::Reap { vol: self.vol, ino, cut: cut.lsn }], None)?;
+                    let items = SWEEP_ITEMS_MAX as u32;
+                    self.commit(vec![Edit::Reap { vol: self.vol, ino, cut: cut.lsn, items }], None)?;
                 }
                 _ => break,
             }

@@ -2,6 +2,7 @@
 
 mod contents;
 mod diff;
+mod forgetting;
 mod log;
 mod names;
 mod points;

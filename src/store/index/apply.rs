@@ -5,7 +5,7 @@ use super::keys::{self, Family, meta};
 use super::rows::{Snapshot, Stored, Volume};
 use super::txn::{Locate, Txn};
 use super::{HEADS, HISTORY, Index, damaged};
-use crate::store::model::{Attrs, Cut, Edit, Inode, Piece, Policy, Recipe, Record, SnapshotSpec};
+use crate::store::model::{Attrs, Cut, Edit, ForgetFrom, Inode, Piece, Policy, Recipe, Record, SnapshotSpec};
 use crate::types::limits::{CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, SWEEP_ITEMS_MAX};
 use crate::types::{Error, Ino, Lsn, PackId, Result, Term, VolumeId};
 
@@ -77,7 +77,7 @@ impl Txn<'_> {
             }
             Edit::DropBlocks { vol, ino, from, to } => self.drop_blocks(*vol, *ino, *from, *to),
             Edit::Cut { vol, ino, from, to } => self.cut(*vol, *ino, *from, *to),
-            Edit::Reap { vol, ino, cut } => self.reap(*vol, *ino, *cut),
+            Edit::Reap { vol, ino, cut, items } => self.reap(*vol, *ino, *cut, *items as usize),
             Edit::PutXattr { vol, ino, hash, xattr } => {
                 self.put(&keys::xattr(*vol, *ino, hash), xattr, self.lsn)
             }
@@ -102,7 +102,7 @@ impl Txn<'_> {
                 }
                 self.trim_times()
             }
-            Edit::Forget { vol } => self.forget(*vol),
+            Edit::Forget { vol, items, from } => self.forget(*vol, *items as usize, *from),
             Edit::VolumeCreate { vol, name } => {
                 self.state.volumes.insert(*vol, Volume::new(name.clone(), self.lsn));
                 self.state.next_volume = self.state.next_volume.max(vol.0.saturating_add(1));
@@ -239,11 +239,11 @@ impl Txn<'_> {
         Ok(())
     }
 
-    fn reap(&mut self, vol: VolumeId, ino: Ino, cut: Lsn) -> Result<()> {
+    fn reap(&mut self, vol: VolumeId, ino: Ino, cut: Lsn, items: usize) -> Result<()> {
         let row = meta::reap(vol, cut, ino);
         let Some((from, to)) = self.index.reap_range(&row)? else { return Ok(()) };
         let below = keys::block(vol, ino, to);
-        let found = self.index.keys_between(HEADS, &keys::block(vol, ino, from), &below, SWEEP_ITEMS_MAX)?;
+        let found = self.index.keys_between(HEADS, &keys::block(vol, ino, from), &below, items)?;
         let mut removed = 0;
         for key in &found {
             if self.head(key)?.is_some_and(|s| s.since < cut) {
@@ -253,7 +253,7 @@ impl Txn<'_> {
         self.add_data_bytes(vol, ino, 0, removed)?;
         // Blocks written after the cut stay; go on behind what was looked at.
         let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b.saturating_add(1));
-        match next.filter(|_| found.len() >= SWEEP_ITEMS_MAX) {
+        match next.filter(|_| found.len() >= items) {
             Some(next) => {
                 let mut value = next.to_le_bytes().to_vec();
                 value.extend_from_slice(&to.to_le_bytes());
@@ -359,22 +359,28 @@ impl Txn<'_> {
     }
 
     /// Forgets up to a batch of versions: first what only the window kept and has left it, then what only
-    /// the oldest snapshot being deleted needed.
-    fn forget(&mut self, vol: VolumeId) -> Result<()> {
+    /// the oldest snapshot being deleted needed. That one is gone when a look from the beginning finds no more.
+    fn forget(&mut self, vol: VolumeId, items: usize, from: ForgetFrom) -> Result<()> {
         let Some(volume) = self.state.volumes.get(&vol) else { return Ok(()) };
         let floor = volume.floor;
         let deleting = volume.points.iter().find(|(_, s)| s.deleting).map(|(at, _)| *at);
-        let mut left = SWEEP_ITEMS_MAX;
-        for (end, head) in self.index.ended_until(vol, Lsn::ZERO, floor, left)? {
+        let (mut left, mut reached) = (items, from);
+        for (end, head) in self.index.ended_until(vol, from.window, floor, left)? {
             self.delete_ended(vol, Lsn::ZERO, end, &head)?;
             self.free_history(&head, end)?;
+            reached.window = end;
             left -= 1;
         }
-        let Some(at) = deleting.filter(|_| left > 0) else { return Ok(()) };
+        let Some(at) = deleting.filter(|_| left > 0) else {
+            self.index.forgot(vol, reached);
+            return Ok(());
+        };
         let points = self.state.volumes.get(&vol).map(|v| &v.points);
         let previous = points.and_then(|s| s.range(..at).next_back()).map_or(Lsn::ZERO, |(p, _)| *p);
         let next = points.and_then(|s| s.range(at.next()..).next()).map_or(Lsn::MAX, |(n, _)| *n);
-        let found = self.index.ended_between(vol, (previous, at), (at, next), left)?;
+        let whole = from.first == Lsn::ZERO;
+        let start = (from.first, from.end);
+        let found = self.index.ended_between(vol, (previous, at), (at, next), start, left)?;
         for (first, end, head, bytes) in &found {
             self.delete_ended(vol, *first, *end, head)?;
             if *end > floor {
@@ -382,13 +388,18 @@ impl Txn<'_> {
             } else {
                 self.free_history(head, *end)?;
             }
+            (reached.first, reached.end) = (*first, *end);
         }
         if found.len() < left {
-            self.delete_row(&meta::snapshot(vol, at));
-            if let Some(volume) = self.state.volume_mut(vol) {
-                volume.points.remove(&at);
+            (reached.first, reached.end) = (Lsn::ZERO, Lsn::ZERO);
+            if whole {
+                self.delete_row(&meta::snapshot(vol, at));
+                if let Some(volume) = self.state.volume_mut(vol) {
+                    volume.points.remove(&at);
+                }
             }
         }
+        self.index.forgot(vol, reached);
         Ok(())
     }
 

@@ -17,6 +17,7 @@ pub mod scan;
 mod txn;
 pub mod view;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,10 +29,10 @@ use rocksdb::{
 };
 
 use crate::store::keys::Sealer;
-use crate::store::model::Policy;
+use crate::store::model::{ForgetFrom, Policy};
 use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
-use crate::types::{Error, Lsn, PackId, Result};
+use crate::types::{Error, Lsn, PackId, Result, VolumeId};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
@@ -102,6 +103,8 @@ pub struct Index {
     changed: Vec<String>,
     /// Of the tables, where it is not a checkpoint: those are not written.
     sums: Mutex<Option<Sums>>,
+    /// Where forgetting goes on, by volume. No part of the state: a record says where it begins.
+    forgotten: Mutex<HashMap<VolumeId, ForgetFrom>>,
     /// Costs so far.
     pub counters: Counters,
 }
@@ -208,6 +211,7 @@ impl Index {
             opened_at: Lsn::ZERO,
             changed: Vec::new(),
             sums: Mutex::new(None),
+            forgotten: Mutex::default(),
             counters: Counters::default(),
         };
         index.opened_at = index.reload()?;
@@ -218,6 +222,8 @@ impl Index {
     /// last record applied.
     pub fn reload(&self) -> Result<Lsn> {
         let mut state = self.state.write();
+        // What it counts as forgotten may not have been written.
+        self.forgotten.lock().clear();
         *state = self.load_state()?;
         Ok(state.applied)
     }

@@ -3,7 +3,7 @@
 use super::keys::{self, meta};
 use super::rows::ChunkEntry;
 use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
-use crate::store::model::Recipe;
+use crate::store::model::{ForgetFrom, Recipe};
 use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
 
 /// A dead-list item: first point, end, head key, data bytes.
@@ -58,31 +58,35 @@ impl Index {
         Ok(found)
     }
 
-    /// Up to `limit` dead-list items of bucket `first` that ended at or before `until`.
+    /// Up to `limit` dead-list items that only the window needs, and that ended in `from..=until`.
     pub(super) fn ended_until(
         &self,
         vol: VolumeId,
-        first: Lsn,
+        from: Lsn,
         until: Lsn,
         limit: usize,
     ) -> Result<Vec<(Lsn, Vec<u8>)>> {
-        let from = keys::ended_from(vol, first, Lsn::ZERO);
-        let below = keys::ended_from(vol, first, until.next());
+        let from = keys::ended_from(vol, Lsn::ZERO, from);
+        let below = keys::ended_from(vol, Lsn::ZERO, until.next());
         let keys = self.keys_between(HISTORY, &from, &below, limit)?;
         Ok(keys.iter().filter_map(|k| keys::split_ended(k)).map(|(_, end, head)| (end, head)).collect())
     }
 
-    /// Up to `limit` dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`.
+    /// Up to `limit` dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, none of them
+    /// before `start` (first, end).
     pub(super) fn ended_between(
         &self,
         vol: VolumeId,
         firsts: (Lsn, Lsn),
         ends: (Lsn, Lsn),
+        start: (Lsn, Lsn),
         limit: usize,
     ) -> Result<Vec<Ended>> {
         let mut found = Vec::new();
         if limit > 0 {
-            self.visit_ended(vol, (firsts.0.next(), firsts.1), ends, |item| {
+            let from = keys::ended_from(vol, firsts.0.next(), ends.0.next());
+            let from = from.max(keys::ended_from(vol, start.0, start.1));
+            self.visit_ended_from(&from, vol, firsts.1, ends, |item| {
                 found.push(item);
                 Ok(found.len() < limit)
             })?;
@@ -97,11 +101,21 @@ impl Index {
         vol: VolumeId,
         firsts: (Lsn, Lsn),
         ends: (Lsn, Lsn),
+        visit: impl FnMut(Ended) -> Result<bool>,
+    ) -> Result<()> {
+        self.visit_ended_from(&keys::ended_from(vol, firsts.0, ends.0.next()), vol, firsts.1, ends, visit)
+    }
+
+    fn visit_ended_from(
+        &self,
+        from: &[u8],
+        vol: VolumeId,
+        last: Lsn,
+        ends: (Lsn, Lsn),
         mut visit: impl FnMut(Ended) -> Result<bool>,
     ) -> Result<()> {
-        let below = keys::ended_from(vol, firsts.1.next(), Lsn::ZERO);
-        let from = keys::ended_from(vol, firsts.0, ends.0.next());
-        let mut it = self.iterate(HISTORY, &from, &below)?;
+        let below = keys::ended_from(vol, last.next(), Lsn::ZERO);
+        let mut it = self.iterate(HISTORY, from, &below)?;
         while let Some((key, value)) = it.item() {
             let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
             if end <= ends.0 || end > ends.1 {
@@ -144,12 +158,24 @@ impl Index {
             let Some(volume) = state.volumes.get(&vol).filter(|v| !v.deleted) else { return Ok(false) };
             (volume.floor, volume.points.values().any(|s| s.deleting))
         };
-        Ok(deleting || !self.ended_until(vol, Lsn::ZERO, floor, 1)?.is_empty())
+        Ok(deleting || self.window_moves(vol, floor)?)
     }
 
     /// Whether moving the window's floor to `floor` would let something be forgotten.
     pub fn window_moves(&self, vol: VolumeId, floor: Lsn) -> Result<bool> {
-        Ok(!self.ended_until(vol, Lsn::ZERO, floor, 1)?.is_empty())
+        Ok(!self.ended_until(vol, self.forget_from(vol).window, floor, 1)?.is_empty())
+    }
+
+    /// Where the next `Forget` record is to begin its look: what was forgotten lies before it, and passing over so
+    /// many removed rows again and again would cost more than forgetting. From the very beginning where this is not
+    /// known, and when a look from here has found no more.
+    pub fn forget_from(&self, vol: VolumeId) -> ForgetFrom {
+        self.forgotten.lock().get(&vol).copied().unwrap_or_default()
+    }
+
+    /// Notes how far a record has come.
+    pub(super) fn forgot(&self, vol: VolumeId, from: ForgetFrom) {
+        self.forgotten.lock().insert(vol, from);
     }
 
     /// The cuts still to be reaped, oldest first, at most `limit`.

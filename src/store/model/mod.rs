@@ -12,7 +12,7 @@ mod snapshot;
 pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
 pub use policy::{ImmutableStep, Policy, Retention, Share};
 pub use recipe::{Piece, Recipe, Source};
-pub use record::{Edit, Record, RequestId};
+pub use record::{Edit, ForgetFrom, Record, RequestId};
 pub use snapshot::{SnapshotKind, SnapshotSpec};
 
 use crate::types::wire::WireError;

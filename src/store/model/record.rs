@@ -4,7 +4,7 @@
 use super::inode::{get_block, get_ino};
 use super::snapshot::{get_bool, get_text};
 use super::{Attrs, Dirent, Piece, Policy, Recipe, SnapshotSpec, Xattr};
-use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX};
+use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX, SWEEP_ITEMS_MAX};
 use crate::types::wire::{Decoder, Encoder, WireError};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 
@@ -15,6 +15,17 @@ pub struct RequestId {
     pub connection: u64,
     /// The kernel's request number, without the resend bit.
     pub unique: u64,
+}
+
+/// Where a look for what is to be forgotten begins; zeros: at the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ForgetFrom {
+    /// The end of the versions that only the window needed.
+    pub window: Lsn,
+    /// The first point of the versions that a deleted snapshot needed.
+    pub first: Lsn,
+    /// And their end, within that first point.
+    pub end: Lsn,
 }
 
 /// One effect.
@@ -100,6 +111,8 @@ pub enum Edit {
         ino: Ino,
         /// The LSN of the cut.
         cut: Lsn,
+        /// Blocks at most, up to [`SWEEP_ITEMS_MAX`].
+        items: u32,
     },
     /// Sets an extended attribute. The same record puts the inode.
     PutXattr {
@@ -191,6 +204,10 @@ pub enum Edit {
     Forget {
         /// The volume.
         vol: VolumeId,
+        /// Versions at most, up to [`SWEEP_ITEMS_MAX`].
+        items: u32,
+        /// Where the look for them begins.
+        from: ForgetFrom,
     },
     /// Makes a volume; the same record puts its root.
     VolumeCreate {
@@ -270,6 +287,12 @@ fn get_vol(d: &mut Decoder<'_>) -> Result<VolumeId, WireError> {
     u32::try_from(d.varint()?).map(VolumeId).map_err(|_| WireError::Bad("volume"))
 }
 
+fn get_items(d: &mut Decoder<'_>) -> Result<u32, WireError> {
+    let items = d.varint()?;
+    let known = u32::try_from(items).ok().filter(|n| (1..=SWEEP_ITEMS_MAX as u32).contains(n));
+    known.ok_or(WireError::Bad("number of items"))
+}
+
 impl Edit {
     /// The volume whose items or points it changes; `None` for what concerns volumes as such, and for what
     /// only works off or rewrites what is there.
@@ -292,7 +315,7 @@ impl Edit {
             | SnapshotHold { vol, .. }
             | Window { vol, .. }
             | PolicySet { vol, .. }
-            | Forget { vol } => Some(*vol),
+            | Forget { vol, .. } => Some(*vol),
             Reap { .. } | Rebind { .. } => None,
             VolumeCreate { .. } | VolumeDelete { .. } | VolumeSweep { .. } | Term => None,
         }
@@ -331,8 +354,8 @@ impl Edit {
             Cut { vol, ino, from, to } => {
                 head(e, CUT, *vol).varint(ino.0).varint(*from).varint(*to);
             }
-            Reap { vol, ino, cut } => {
-                head(e, REAP, *vol).varint(ino.0).varint(cut.0);
+            Reap { vol, ino, cut, items } => {
+                head(e, REAP, *vol).varint(ino.0).varint(cut.0).varint(u64::from(*items));
             }
             PutXattr { vol, ino, hash, xattr } => {
                 xattr.encode(head(e, PUT_XATTR, *vol).varint(ino.0).raw(hash));
@@ -360,8 +383,9 @@ impl Edit {
             Window { vol, floor, since } => {
                 head(e, WINDOW, *vol).varint(floor.0).i64(since.secs).u32(since.nanos);
             }
-            Forget { vol } => {
-                head(e, FORGET, *vol);
+            Forget { vol, items, from } => {
+                let e = head(e, FORGET, *vol).varint(u64::from(*items));
+                e.varint(from.window.0).varint(from.first.0).varint(from.end.0);
             }
             VolumeCreate { vol, name } => {
                 head(e, VOLUME_CREATE, *vol).bytes(name.as_bytes());
@@ -393,7 +417,15 @@ impl Edit {
                 let floor = Lsn(d.varint()?);
                 Ok(Edit::Window { vol, floor, since: Timestamp { secs: d.i64()?, nanos: d.u32()? } })
             }
-            FORGET => Ok(Edit::Forget { vol }),
+            FORGET => {
+                let items = get_items(d)?;
+                let mut lsn = || Ok::<Lsn, WireError>(Lsn(d.varint()?));
+                Ok(Edit::Forget {
+                    vol,
+                    items,
+                    from: ForgetFrom { window: lsn()?, first: lsn()?, end: lsn()? },
+                })
+            }
             POLICY_SET => Ok(Edit::PolicySet { vol, policy: Box::new(Policy::decode(d)?) }),
             VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),
             VOLUME_DELETE => Ok(Edit::VolumeDelete { vol }),
@@ -420,7 +452,7 @@ impl Edit {
             }
             DROP_BLOCKS => Edit::DropBlocks { vol, ino, from: get_block(d)?, to: get_block(d)? },
             CUT => Edit::Cut { vol, ino, from: get_block(d)?, to: get_block(d)? },
-            REAP => Edit::Reap { vol, ino, cut: Lsn(d.varint()?) },
+            REAP => Edit::Reap { vol, ino, cut: Lsn(d.varint()?), items: get_items(d)? },
             PUT_XATTR => Edit::PutXattr { vol, ino, hash: d.array()?, xattr: Xattr::decode(d)? },
             DEL_XATTR => Edit::DelXattr { vol, ino, hash: d.array()? },
             ORPHAN => Edit::Orphan { vol, ino, orphan: get_bool(d)? },

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::model::{Dirent, Piece, Recipe, Record, SnapshotSpec, Source, Xattr};
+use crate::store::model::{Dirent, ForgetFrom, Piece, Recipe, Record, SnapshotSpec, Source, Xattr};
 use crate::types::ChunkId;
 
 fn number() -> impl Strategy<Value = u64> {
@@ -75,7 +75,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         2 => (vol(), ino(), number(), number())
             .prop_map(|(vol, ino, from, to)| Edit::DropBlocks { vol, ino, from, to }),
         3 => (vol(), ino(), number(), number()).prop_map(|(vol, ino, from, to)| Edit::Cut { vol, ino, from, to }),
-        2 => (vol(), ino(), lsn()).prop_map(|(vol, ino, cut)| Edit::Reap { vol, ino, cut }),
+        2 => (vol(), ino(), lsn(), 1u32..=1000).prop_map(|(vol, ino, cut, items)| Edit::Reap { vol, ino, cut, items }),
         1 => (vol(), ino(), hash(), 0usize..3).prop_map(|(vol, ino, hash, len)| {
             Edit::PutXattr { vol, ino, hash, xattr: Xattr { name: vec![b'x'; len], value: vec![1; len] } }
         }),
@@ -103,7 +103,9 @@ fn edit() -> impl Strategy<Value = Edit> {
             let since = Timestamp::default();
             Edit::Window { vol, floor, since }
         }),
-        vol().prop_map(|vol| Edit::Forget { vol }),
+        (vol(), 1u32..=1000, lsn(), lsn(), lsn()).prop_map(|(vol, items, window, first, end)| {
+            Edit::Forget { vol, items, from: ForgetFrom { window, first, end } }
+        }),
         vol().prop_map(|vol| Edit::VolumeCreate { vol, name: "v".into() }),
         vol().prop_map(|vol| Edit::VolumeDelete { vol }),
         vol().prop_map(|vol| Edit::VolumeSweep { vol }),
