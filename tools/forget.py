@@ -94,8 +94,8 @@ def beside(mount, writer, what, delete):
     delete()
     answered = time.monotonic() - start
     end = forgotten(mount)
-    # At least as long as the calm, or a short one has too few writes to speak of.
-    busy = writer.latencies(start, max(end, start + 0.5))
+    # Long enough for a p99 to mean something.
+    busy = writer.latencies(start, max(end, start + 3))
     (told_calm, p99_calm), (told_busy, p99_busy) = spread(calm), spread(busy)
     print(
         f"{what:<34} answered {answered * 1000:8.1f} ms, done {end - start:7.2f} s\n"
