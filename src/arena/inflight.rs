@@ -128,6 +128,12 @@ impl InFlight {
         self.rows.lock().lowest
     }
 
+    /// See [`Arena::asked_before`].
+    pub(super) fn asked_before(&self, map: &Map, lsn: Lsn) -> bool {
+        let word = |at: usize| map.word(at).load(Ordering::Acquire);
+        (0..ROWS as u16).map(place).any(|row| word(row) != 0 && word(row + 16).saturating_add(1) < lsn.0)
+    }
+
     /// See [`Arena::take_unanswered`].
     pub(super) fn take_unanswered(&self, map: &Map, connection: u64) -> Vec<u64> {
         let mut rows = self.rows.lock();

@@ -202,6 +202,12 @@ impl Arena {
         InFlight::begin(self, request, repeated, last)
     }
 
+    /// Whether a request that is not answered yet began before that record: whether it was carried out is then to be
+    /// found in the journal from there on.
+    pub fn asked_before(&self, lsn: Lsn) -> bool {
+        self.in_flight.asked_before(&self.map, lsn)
+    }
+
     /// The requests of a connection that the server before may have read and did not answer: those noted, and
     /// those near the last one that was, since a server can be killed between reading and noting. Whoever asks
     /// answers them all: the notes are gone.

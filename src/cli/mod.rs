@@ -11,6 +11,7 @@ mod mount;
 mod output;
 mod policy;
 mod progress;
+mod purge;
 mod resolve;
 mod restore;
 mod snapshot;
@@ -57,6 +58,7 @@ enum Command {
     Diff(diff::Diff),
     Log(log::Log),
     Restore(restore::Restore),
+    Purge(purge::Purge),
     Status(status::Status),
     Fsck(care::Fsck),
     Scrub(care::Scrub),
@@ -137,6 +139,7 @@ impl Command {
             Command::Diff(command) => command.run(),
             Command::Log(command) => command.run(),
             Command::Restore(command) => command.run(),
+            Command::Purge(command) => command.run(),
             Command::Status(command) => command.run(),
             Command::Fsck(command) => command.run(),
             Command::Scrub(command) => command.run(),
@@ -212,6 +215,8 @@ mod tests {
             "log F --limit 3 --json",
             "restore P --at @1m",
             "restore P --at N --to D --volume V --dry-run --json",
+            "purge P --all-history",
+            "purge P --all-history --dry-run --json",
             "status",
             "status P --check --json",
             "fsck S --json",

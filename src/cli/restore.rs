@@ -51,14 +51,14 @@ fn point(text: &str) -> Result<String, String> {
 }
 
 /// A path in a mount: the mount, the directory that exists, and what is beneath it.
-struct Inside {
+pub(super) struct Inside {
     mount: MountAttribute,
-    dir: PathBuf,
-    place: Place,
+    pub(super) dir: PathBuf,
+    pub(super) place: Place,
 }
 
 /// Finds the mount that a path lies in, which may not exist itself; None when it lies in none of ours.
-fn inside(path: &Path) -> Result<Option<Inside>, ControlError> {
+pub(super) fn inside(path: &Path) -> Result<Option<Inside>, ControlError> {
     let mut at = std::path::absolute(path).map_err(|e| io_error("looking at", path, &e))?;
     let mut below = Vec::new();
     // A link is what is restored, not where it leads; a directory is both.
@@ -68,7 +68,7 @@ fn inside(path: &Path) -> Result<Option<Inside>, ControlError> {
         }
         let last = at.components().next_back();
         let Some(Component::Normal(name)) = last else {
-            return Err(ControlError::usage(format!("{}: not a path that can be restored", shown(path))));
+            return Err(ControlError::usage(format!("{}: not a path in a mount", shown(path))));
         };
         below.push(name.to_owned());
         if !at.pop() {

@@ -350,6 +350,7 @@ impl ControlHandler for Handler {
                 policy::policy(&*self.volume(caller, &target, READ)?, &settings, dry_run)
             }
             Request::Restore(request) => self.restore(caller, &request, &mut progress),
+            Request::Purge(request) => self.purge(caller, &request, &mut progress),
             Request::PastPlace { place, at } => self.past_place(caller, &place, &at),
             Request::Status { target } => self.status(caller, &target),
             Request::Fsck {} => {

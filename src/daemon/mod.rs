@@ -22,6 +22,8 @@ pub mod offline;
 mod policy;
 pub mod policy_report;
 pub mod protocol;
+mod purge;
+pub mod purge_report;
 pub mod registry;
 pub mod report;
 mod restore;

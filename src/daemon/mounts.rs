@@ -11,7 +11,8 @@ use super::protocol::{ControlError, Kind, MountRequest};
 use super::registry::MountEntry;
 use super::rights::control_error;
 use crate::mount::Mounted;
-use crate::types::VolumeId;
+use crate::types::{Ino, VolumeId};
+use crate::volume::purge::Past;
 use crate::volume::restore::Touched;
 use crate::volume::{Volume, Volumes};
 
@@ -25,6 +26,10 @@ pub trait Mounts: Send + Sync {
     fn list(&self) -> Vec<MountEntry>;
     /// Tells the kernel, where the volume is mounted, what changed other than through it.
     fn tell(&self, volume: VolumeId, touched: &Touched) -> Result<(), ControlError>;
+    /// Has the kernel, where the volume is mounted, forget what it knows of the past of files.
+    fn tell_past(&self, volume: VolumeId, past: &Past) -> Result<(), ControlError>;
+    /// Which of these live inodes the kernel holds, where the volume is mounted.
+    fn holds(&self, volume: VolumeId, inodes: &[Ino]) -> Vec<Ino>;
     /// The snapshot directory at the root of the volume's mount, if it is mounted.
     fn snapshots_of(&self, volume: VolumeId) -> Option<PathBuf>;
     /// Whether the mount there allows no writes.
@@ -126,6 +131,37 @@ pub(super) fn tell(
     told
 }
 
+/// As [`tell`], of the past: in every view that the kernel may have been given.
+///
+/// # Errors
+/// The kernel could not be told.
+pub(super) fn tell_past(
+    table: &Mutex<Table>,
+    link: &Link,
+    volume: VolumeId,
+    past: &Past,
+) -> Result<(), ControlError> {
+    let (connection, nodes) = {
+        let table = table.lock();
+        let Some(entry) = table.of(volume) else { return Ok(()) };
+        (entry.connection, entry.mounted.past_nodes(past).map_err(|e| control_error("views", e))?)
+    };
+    let (mut what, mut bytes) = (Forgotten::default(), 0);
+    let names = nodes.names.into_iter().map(|(dir, name)| (dir, Some(name)));
+    for (node, name) in names.chain(nodes.inodes.into_iter().map(|node| (node, None))) {
+        bytes += NUMBER_BYTES + 4 * name.as_ref().map_or(0, Vec::len);
+        match name {
+            Some(name) => what.past_names.push((node, name)),
+            None => what.past_nodes.push(node),
+        }
+        if bytes >= FORGET_BYTES {
+            link.forget(connection, std::mem::take(&mut what))?;
+            bytes = 0;
+        }
+    }
+    link.forget(connection, what)
+}
+
 /// What the kernel is to forget, in messages that are not too long.
 fn forgotten(touched: &Touched) -> Vec<Forgotten> {
     let mut all = Vec::new();
@@ -154,7 +190,6 @@ fn forgotten(touched: &Touched) -> Vec<Forgotten> {
 mod tests {
     use super::*;
     use crate::daemon::protocol::encode;
-    use crate::types::Ino;
 
     #[test]
     fn what_is_to_be_forgotten_fits_into_messages_and_none_is_left_out() {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 pub use super::care_report::*;
 pub use super::history_report::*;
 use super::mount_options::MountOptions;
+pub use super::purge_report::*;
 pub use super::report::*;
 pub use super::restore_report::*;
 pub use super::text::{Secret, one_line, wire_path, wire_path_option};
@@ -222,6 +223,8 @@ pub enum Request {
     Log(LogRequest),
     /// Brings back what was, in its place or as a copy within the volume.
     Restore(RestoreRequest),
+    /// Erases a file from every point.
+    Purge(PurgeRequest),
     /// Asks where the past of a place can be read.
     PastPlace {
         /// Of what.

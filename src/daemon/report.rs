@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::care_report::{FsckReport, RepairReport, ScrubState};
 use super::history_report::DiffTotals;
 use super::policy_report::{PolicyInfo, WindowReport};
+use super::purge_report::PurgeReport;
 use super::restore_report::{PastPlace, RestoreReport};
 use super::text::{Secret, wire_path};
 use super::times::{rfc3339, rfc3339_option};
@@ -66,6 +67,8 @@ pub enum Response {
     },
     /// To `Restore`.
     Restored(Box<RestoreReport>),
+    /// To `Purge`.
+    Purged(Box<PurgeReport>),
     /// To `PastPlace`.
     PastPlace(PastPlace),
     /// To `Status`.

@@ -50,7 +50,7 @@ fn path_of(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>, ControlError> {
     Ok(path)
 }
 
-fn join(names: &[Vec<u8>]) -> PathBuf {
+pub(super) fn join(names: &[Vec<u8>]) -> PathBuf {
     if names.is_empty() {
         return PathBuf::from(HERE);
     }
@@ -67,7 +67,7 @@ pub(super) fn point(volume: &Volume, text: &str) -> Result<Lsn, ControlError> {
 
 impl Handler {
     /// The volume of a place whose directory the caller could reach, and the names that lead to it now.
-    fn open_place(
+    pub(super) fn open_place(
         &self,
         caller: &Caller,
         place: &Place,

@@ -16,16 +16,18 @@ use super::courier::Courier;
 use super::handler::Handler;
 use super::holder::{Kept, Link, Start, UnmountError};
 use super::metrics::MetricsServer;
-use super::mounts::{Mounts, Number, Table, TableEntry, make_durable, tell};
+use super::mounts::{Mounts, Number, Table, TableEntry, make_durable, tell, tell_past};
 use super::offline::open_volumes;
 use super::protocol::{ControlError, MountRequest, Progress};
+use super::purge::Purger;
 use super::registry::{MountEntry, Registration, RuntimeDir};
 use super::rights::control_error;
 use super::settings::settings;
 use super::spawn::ServeOptions;
 use crate::mount::{Connection, Mounted, is_mounted};
 use crate::store::{OpenOptions, Store};
-use crate::types::VolumeId;
+use crate::types::{Ino, VolumeId};
+use crate::volume::purge::Past;
 use crate::volume::restore::Touched;
 use crate::volume::{Volume, Volumes};
 
@@ -228,6 +230,14 @@ impl Mounts for Server {
         tell(&self.mounts, &self.link, volume, touched)
     }
 
+    fn tell_past(&self, volume: VolumeId, past: &Past) -> Result<(), ControlError> {
+        tell_past(&self.mounts, &self.link, volume, past)
+    }
+
+    fn holds(&self, volume: VolumeId, inodes: &[Ino]) -> Vec<Ino> {
+        self.mounts.lock().of(volume).map_or_else(Vec::new, |entry| entry.mounted.holds(inodes))
+    }
+
     fn snapshots_of(&self, volume: VolumeId) -> Option<PathBuf> {
         let mounts = self.mounts.lock();
         mounts.of(volume).map(|entry| entry.mounted.mountpoint().join(&entry.snapdir_name))
@@ -380,6 +390,9 @@ fn run(
         .map_err(|e| failed("the registry of mounts", e))?;
     *server.registration.lock() = Some(registration);
     let result = server.begin(&start.options, start.resumed);
+    let mounts: Arc<dyn Mounts> = server.clone();
+    let purger = Purger::start(&volumes, Arc::downgrade(&mounts));
+    drop(mounts);
     let next = match &result {
         Ok(()) => serve(&server, happened),
         Err(_) => None,
@@ -387,6 +400,7 @@ fn run(
     control.stop(GRACE);
     metrics.into_iter().for_each(MetricsServer::stop);
     drop(courier);
+    drop(purger);
     if let Some(program) = next {
         server.make_room(&program);
     }

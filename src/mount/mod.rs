@@ -21,6 +21,6 @@ mod views;
 
 pub use connection::{Connection, Negotiated, refuse, resend};
 pub use kernel::{KernelOptions, is_mounted, unmount};
-pub use notify::{forget_entry, forget_inode};
-pub use session::Mounted;
+pub use notify::{forget_entry, forget_inode, forget_name, forget_pages};
+pub use session::{Mounted, PastNodes};
 pub use settings::{Attribute, Settings};

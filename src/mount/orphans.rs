@@ -148,7 +148,7 @@ impl Orphans {
 }
 
 /// Whether the kernel still holds the inode; when in doubt, yes.
-fn is_known(device: &File, ino: Ino) -> bool {
+pub(super) fn is_known(device: &File, ino: Ino) -> bool {
     let told = forget_attributes(device, Node::Live(ino).id());
     !matches!(told, Err(e) if e.raw_os_error() == Some(libc::ENOENT))
 }

@@ -14,17 +14,29 @@ use super::connection::{Connection, Negotiated, connect, refuse, resend};
 use super::fs::Adapter;
 use super::inner::Inner;
 use super::kernel::device_of;
-use super::orphans::Orphans;
+use super::nodeid::Node;
+use super::orphans::{Orphans, is_known};
 use super::outcomes::Outcomes;
 use super::settings::Settings;
 use super::views::Views;
-use crate::types::Ino;
-use crate::volume::{FsError, Volume, Volumes};
+use crate::types::{Ino, Lsn};
+use crate::volume::purge::Past;
+use crate::volume::{FsError, FsResult, Volume, Volumes};
+
+/// Nodes of the past, as the kernel knows them.
+#[derive(Clone, Debug, Default)]
+pub struct PastNodes {
+    /// Names in directories.
+    pub names: Vec<(u64, Vec<u8>)>,
+    /// Inodes.
+    pub inodes: Vec<u64>,
+}
 
 /// A mounted volume.
 pub struct Mounted {
     mountpoint: PathBuf,
     volume: Arc<Volume>,
+    inner: Arc<Inner>,
     orphans: Arc<Orphans>,
     session: JoinHandle<io::Result<()>>,
     reaper: JoinHandle<()>,
@@ -100,7 +112,7 @@ impl Mounted {
         if !resumed {
             set_readahead(mountpoint, readahead);
         }
-        let mounted = Mounted { mountpoint: mountpoint.to_owned(), volume, orphans, session, reaper };
+        let mounted = Mounted { mountpoint: mountpoint.to_owned(), volume, inner, orphans, session, reaper };
         Ok((mounted, negotiated))
     }
 
@@ -117,6 +129,29 @@ impl Mounted {
     /// Notes that inodes lost their last names other than through this mount.
     pub fn note_orphans(&self, inodes: &[Ino]) {
         self.orphans.add_all(inodes);
+    }
+
+    /// Which of these live inodes the kernel holds.
+    pub fn holds(&self, inodes: &[Ino]) -> Vec<Ino> {
+        inodes.iter().copied().filter(|ino| is_known(&self.inner.device, *ino)).collect()
+    }
+
+    /// The nodes by which the kernel may know the past of files.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when the volume is gone.
+    pub fn past_nodes(&self, past: &Past) -> FsResult<PastNodes> {
+        let mut nodes = PastNodes::default();
+        for (view, at) in self.inner.views.all()? {
+            let shows = |since: Lsn, end: Lsn| since <= at && at < end;
+            for (dir, name, ..) in past.names.iter().filter(|(_, _, since, end)| shows(*since, *end)) {
+                nodes.names.push((Node::Past { view, ino: *dir }.id(), name.clone()));
+            }
+            for (ino, ..) in past.inodes.iter().filter(|(_, since, end)| shows(*since, *end)) {
+                nodes.inodes.push(Node::Past { view, ino: *ino }.id());
+            }
+        }
+        Ok(nodes)
     }
 
     /// Whether the kernel has let go of the mount.

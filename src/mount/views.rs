@@ -110,6 +110,15 @@ impl Views {
         Ok((moment.number, at))
     }
 
+    /// The numbers under which the kernel may have been shown moments, with their points, and those of all
+    /// snapshots: an earlier server may have shown them.
+    pub(super) fn all(&self) -> FsResult<Vec<(u32, Lsn)>> {
+        let snapshots = self.volume.snapshots(Lsn::ZERO, usize::MAX)?;
+        let tables = self.moments.lock();
+        let moments = tables.by_number.values().map(|moment| (moment.number, moment.at));
+        Ok(snapshots.iter().map(|row| (row.spec.view, row.lsn)).chain(moments).collect())
+    }
+
     /// The point of a view number.
     ///
     /// # Errors

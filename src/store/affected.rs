@@ -96,11 +96,23 @@ pub fn affected(
     chunks: &HashSet<ChunkId>,
     go_on: GoOn<'_>,
 ) -> Result<HashMap<ChunkId, Affected>> {
+    affected_but(index, frozen, chunks, &|_, _| false, go_on)
+}
+
+/// As [`affected`], without the inodes that are `passed_over`.
+pub fn affected_but(
+    index: &Arc<Index>,
+    frozen: &Frozen<'_>,
+    chunks: &HashSet<ChunkId>,
+    passed_over: &dyn Fn(VolumeId, Ino) -> bool,
+    go_on: GoOn<'_>,
+) -> Result<HashMap<ChunkId, Affected>> {
     let mut found: HashMap<ChunkId, Affected> = HashMap::new();
     if chunks.is_empty() {
         return Ok(found);
     }
-    let uses = uses_of(frozen, chunks, go_on)?;
+    let mut uses = uses_of(frozen, chunks, go_on)?;
+    uses.retain(|(_, vol, ino, _)| !passed_over(*vol, *ino));
     let inodes: HashSet<(VolumeId, Ino)> = uses.iter().map(|(_, vol, ino, _)| (*vol, *ino)).collect();
     let names = names_of(index, frozen, &inodes, go_on)?;
     let mut paths = Paths { index, directories: HashMap::new() };

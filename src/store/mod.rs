@@ -24,6 +24,7 @@ pub mod model;
 mod open;
 mod opener;
 pub mod problem;
+mod purge;
 mod rates;
 mod rebind;
 pub mod repair;
@@ -57,6 +58,7 @@ pub use create::{CreateOptions, Created, create};
 pub use index::Locate;
 pub use layout::{Layout, identify, node_of};
 pub use open::{FileBytes, OpenMode, OpenOptions, Progress};
+pub use purge::{NamedFile, Purge, PurgeData};
 
 /// What opening found that an operator should know.
 pub type Problems = Vec<String>;

@@ -108,6 +108,11 @@ pub const LOG_VERSIONS_MAX: usize = 1_000_000;
 /// Snapshots named beside one version of a file; of more only their number is told.
 pub const LOG_SNAPSHOTS_MAX: usize = 100;
 
+/// Chunks that one purge keeps in memory; of a file with more of them all packs with dead bytes are written anew.
+pub const PURGE_CHUNKS_MAX: usize = 4_000_000;
+/// Names, snapshots and files that the report of a purge lists of each; of more only the number is told.
+pub const PURGE_LISTED_MAX: usize = 1000;
+
 /// Bytes of one control-socket request.
 pub const CONTROL_REQUEST_BYTES_MAX: usize = 64 * 1024;
 /// Control connections served at once.

@@ -1,6 +1,7 @@
 //! File contents: reading and writing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{FsError, FsResult, Volume, Writer};
@@ -23,8 +24,14 @@ impl Volume {
     pub fn read(&self, at: Option<Lsn>, ino: Ino, offset: u64, len: usize) -> FsResult<Vec<u8>> {
         let cell = if at.is_none() { self.cell_if_any(ino) } else { None };
         let Some(cell) = cell else {
+            let purges = self.shared.purges.load(Ordering::Acquire);
             let inode = self.inode(at, ino)?.item;
-            return self.read_committed(at, ino, &inode, inode.attrs.size, offset, len);
+            let read = self.read_committed(at, ino, &inode, inode.attrs.size, offset, len)?;
+            // Blocks that a purge has taken meanwhile look like holes.
+            if self.shared.purges.load(Ordering::Acquire) != purges {
+                self.inode(at, ino)?;
+            }
+            return Ok(read);
         };
         // Uncommitted bytes are copied first: what a commit moves to the index meanwhile is then seen there
         // as well, and the copy is the same or older than a write that is still under way.

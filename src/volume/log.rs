@@ -42,15 +42,15 @@ impl FileVersion {
 
 /// A name that meant one inode, from a record on until before another.
 #[derive(Clone, Copy, Debug)]
-struct Meaning {
-    place: Place,
-    ino: Ino,
-    since: Lsn,
+pub(super) struct Meaning {
+    pub(super) place: Place,
+    pub(super) ino: Ino,
+    pub(super) since: Lsn,
     end: Lsn,
 }
 
 impl Meaning {
-    fn of(place: Place, span: &Span<Dirent>) -> Meaning {
+    pub(super) fn of(place: Place, span: &Span<Dirent>) -> Meaning {
         Meaning { place, ino: span.item.ino, since: span.since, end: span.end }
     }
 }
@@ -96,7 +96,7 @@ impl Volume {
     }
 
     /// What a name meant last before the record `before`.
-    fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
+    pub(super) fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
         let mut found = None;
         self.view(None).entry_spans(place.0, &place.1, before, |span| {
             found = Some(span);
@@ -107,13 +107,20 @@ impl Volume {
 
     /// What comes before the moment at which a name began to mean a file. Always earlier.
     fn before(&self, now: Meaning) -> FsResult<Option<Meaning>> {
+        let (replaced, earlier) = self.replaced_by(now)?;
+        Ok(replaced.or(earlier))
+    }
+
+    /// What a name meant until the moment at which it began to mean a file, or else where that file was before; and
+    /// what the name meant earlier, with nothing in between.
+    pub(super) fn replaced_by(&self, now: Meaning) -> FsResult<(Option<Meaning>, Option<Meaning>)> {
         let earlier = self.meaning_before(now.place, now.since)?;
         let earlier = earlier.filter(|span| span.item.kind != FileKind::Dir);
         let earlier = earlier.map(|span| Meaning::of(now.place, &span));
         if earlier.is_some_and(|meaning| meaning.end == now.since) {
-            return Ok(earlier);
+            return Ok((earlier, None));
         }
-        Ok(self.other_name(now)?.or(earlier))
+        Ok((self.other_name(now)?, earlier))
     }
 
     /// The name that a file had before it got the one it has now.
@@ -135,7 +142,7 @@ impl Volume {
 }
 
 /// The newest point in `since..end` at which everything can be read; records end at `last`.
-fn newest_readable(volume: &rows::Volume, since: Lsn, end: Lsn, last: Lsn) -> Option<Lsn> {
+pub(super) fn newest_readable(volume: &rows::Volume, since: Lsn, end: Lsn, last: Lsn) -> Option<Lsn> {
     let newest = Lsn(end.0.saturating_sub(1)).min(last);
     if newest >= since && newest >= volume.floor {
         return Some(newest);

@@ -21,6 +21,7 @@ mod log;
 mod namespace;
 pub mod policy;
 mod protect;
+pub mod purge;
 mod range;
 mod rename;
 pub mod restore;
@@ -40,6 +41,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use access::AccessTimes;
+use attr::new_attrs;
 pub use attr::{Attr, SetAttr, Writer};
 pub use changes::{Change, How, Scope, What};
 pub use copy::CopySource;
@@ -55,7 +57,7 @@ pub use xattr::XattrMode;
 
 use crate::arena::{self, Arena, Recovered};
 use crate::store::index::{Version, View};
-use crate::store::model::{Attrs, Edit, FileKind, Inode, RequestId};
+use crate::store::model::{Edit, FileKind, Inode, RequestId};
 use crate::store::{Store, care::Care};
 use crate::types::error::IoContext;
 use crate::types::limits::{INO_MAX, VOLUMES_MAX};
@@ -80,6 +82,8 @@ pub struct Shared {
     wake: Arc<flush::Wake>,
     readers: policy::keeper::Readers,
     keeping: policy::keeper::Keeping,
+    /// How often a purge has taken files from the past, before it frees their data.
+    purges: AtomicU64,
     /// One snapshot or volume change at a time; taken before every other lock.
     admin: Mutex<()>,
     /// Read: an operation that changes something. Written: a barrier.
@@ -105,7 +109,7 @@ pub struct Volume {
     next_ino: AtomicU64,
     /// One change of names at a time, so that a look-up made under it still holds when its record commits.
     namespace: Mutex<()>,
-    /// One restore at a time; taken before every other lock but `admin`.
+    /// One restore or purge at a time; taken before every other lock but `admin`.
     restoring: Mutex<()>,
     /// The first inode numbers of stages that a restore of this process is preparing.
     staging: Mutex<std::collections::BTreeSet<Ino>>,
@@ -178,6 +182,7 @@ impl Volumes {
             wake: Arc::default(),
             readers: Default::default(),
             keeping: Default::default(),
+            purges: AtomicU64::new(0),
             admin: Mutex::new(()),
             gate: RwLock::new(()),
             store: store.clone(),
@@ -399,30 +404,6 @@ impl Shared {
         };
         let cell = self.cells.get_or_load(vol, ino, load)?;
         Ok(CellRef { shared: self, vol, cell: Some(cell.ok_or(FsError::NotFound)?) })
-    }
-}
-
-/// Attributes of a new inode.
-fn new_attrs(kind: FileKind, mode: u16, owner: (u32, u32), now: Timestamp, generation: u64) -> Attrs {
-    Attrs {
-        kind,
-        mode,
-        uid: owner.0,
-        gid: owner.1,
-        nlink: if kind == FileKind::Dir { 2 } else { 1 },
-        size: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        rdev: 0,
-        generation,
-        parent: Ino(0),
-        name: [0; 16],
-        author: owner.0,
-        entries: 0,
-        xattrs: 0,
-        target: Vec::new(),
     }
 }
 

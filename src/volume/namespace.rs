@@ -196,7 +196,7 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::IsDir`].
     pub fn unlink(&self, parent: Ino, name: &[u8], request: Option<RequestId>) -> FsResult<Option<Ino>> {
-        self.remove(parent, name, false, request)
+        self.remove(parent, name, false, None, request)
     }
 
     /// Removes an empty directory. Returns its inode, which those who have it open may still hold.
@@ -204,7 +204,12 @@ impl Volume {
     /// # Errors
     /// [`FsError::NotFound`], [`FsError::NotDir`], [`FsError::NotEmpty`].
     pub fn rmdir(&self, parent: Ino, name: &[u8], request: Option<RequestId>) -> FsResult<Option<Ino>> {
-        self.remove(parent, name, true, request)
+        self.remove(parent, name, true, None, request)
+    }
+
+    /// As [`Volume::unlink`], if the name still means that inode.
+    pub(super) fn unlink_from(&self, parent: Ino, name: &[u8], ino: Ino) -> FsResult<Option<Ino>> {
+        self.remove(parent, name, false, Some(ino), None)
     }
 
     fn remove(
@@ -212,6 +217,7 @@ impl Volume {
         parent: Ino,
         name: &[u8],
         directory: bool,
+        only: Option<Ino>,
         request: Option<RequestId>,
     ) -> FsResult<Option<Ino>> {
         self.check_writable()?;
@@ -222,7 +228,8 @@ impl Volume {
         let vol = self.vol;
         let _gate = self.enter();
         let _names = self.namespace.lock();
-        let entry = self.view(None).dirent(parent, &hash)?.ok_or(FsError::NotFound)?;
+        let entry = self.view(None).dirent(parent, &hash)?;
+        let entry = entry.filter(|entry| only.is_none_or(|ino| entry.ino == ino)).ok_or(FsError::NotFound)?;
         match (entry.kind == FileKind::Dir, directory) {
             (true, false) => return Err(FsError::IsDir),
             (false, true) => return Err(FsError::NotDir),

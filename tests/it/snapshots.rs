@@ -7,6 +7,7 @@ mod log;
 mod names;
 mod points;
 mod policy;
+mod purge;
 mod restore;
 mod restoring;
 mod tree;

@@ -53,6 +53,9 @@ pub struct History {
     /// Whether the holder understands [`ToHolder::Forget`]; one from before an upgrade may not.
     #[serde(default)]
     pub forgets: bool,
+    /// Whether it also understands what [`Forgotten`] says of the past.
+    #[serde(default)]
+    pub forgets_past: bool,
 }
 
 /// Names and inodes that the kernel is to forget.
@@ -62,6 +65,12 @@ pub struct Forgotten {
     pub entries: Vec<(u64, Vec<u8>)>,
     /// Numbers of inodes whose attributes changed.
     pub inodes: Vec<u64>,
+    /// Names with the nodes of directories as views show them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past_names: Vec<(u64, Vec<u8>)>,
+    /// Nodes as views show them, to be forgotten with their pages.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past_nodes: Vec<u64>,
 }
 
 /// To the server.

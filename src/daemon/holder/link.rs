@@ -179,7 +179,7 @@ impl Link {
         let mut channel = self.channel.lock();
         let kept = self.kept.lock();
         let mut history = self.history.lock();
-        (history.holder, history.forgets) = (child.id(), true);
+        (history.holder, history.forgets, history.forgets_past) = (child.id(), true, true);
         let adopt = ToHolder::Adopt {
             server: std::process::id(),
             options: self.start.0.clone(),
@@ -267,7 +267,9 @@ impl Link {
     /// # Errors
     /// The holder is from before an upgrade and cannot, or is gone for good.
     pub fn forget(&self, connection: u64, what: Forgotten) -> Result<(), ControlError> {
-        if !self.history.lock().forgets {
+        let past = !what.past_names.is_empty() || !what.past_nodes.is_empty();
+        let History { forgets, forgets_past, .. } = *self.history.lock();
+        if !forgets || past && !forgets_past {
             return Err(ControlError::failed("the mount's holder is older than this server"));
         }
         let message = ToHolder::Forget { connection, what };

@@ -27,7 +27,7 @@ use super::mount_options::kernel_options;
 use super::protocol::{ControlError, MountRequest};
 use super::registry::{self, MountEntry};
 use super::spawn::{Ready, ServeOptions};
-use crate::mount::{forget_entry, forget_inode, resend, unmount};
+use crate::mount::{forget_entry, forget_inode, forget_name, forget_pages, resend, unmount};
 use crate::types::{Ino, NodeUuid};
 use channel::{Channel, ToHolder, ToServer};
 use watch::Watched;
@@ -112,7 +112,12 @@ impl Holder {
             used: false,
             stopping: false,
             useless: 0,
-            history: History { holder: std::process::id(), forgets: true, ..History::default() },
+            history: History {
+                holder: std::process::id(),
+                forgets: true,
+                forgets_past: true,
+                ..History::default()
+            },
             node,
         })
     }
@@ -152,7 +157,7 @@ impl Holder {
             return Err(ControlError::usage("hold is internal; use rewindfs mount"));
         };
         log(&options, foreground);
-        (history.holder, history.forgets) = (std::process::id(), true);
+        (history.holder, history.forgets, history.forgets_past) = (std::process::id(), true, true);
         let mut holder = Holder::new(options, foreground)?;
         (holder.history, holder.used) = (history, true);
         let server = Watched::adopted(channel, server).map_err(|e| failed(&e))?;
@@ -437,6 +442,12 @@ fn forget_beside(channel: Arc<Channel>, device: Option<OwnedFd>, what: Forgotten
             }
             for ino in &what.inodes {
                 let _ = forget_inode(&device, Ino(*ino));
+            }
+            for (dir, name) in &what.past_names {
+                let _ = forget_name(&device, *dir, name);
+            }
+            for node in &what.past_nodes {
+                let _ = forget_pages(&device, *node);
             }
         }
         let _ = channel.send(&ToServer::Forgotten, None);

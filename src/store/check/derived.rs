@@ -1,5 +1,5 @@
 //! What `apply` keeps beside the versions and could be computed from them: digest, counters, the dead list,
-//! pending rows, stages.
+//! pending rows, stages, what is being erased.
 
 use std::collections::BTreeMap;
 
@@ -38,6 +38,7 @@ impl Store {
             check_dead_list(frozen, sweep, findings),
             check_pending(frozen, sweep, findings),
             check_stages(frozen, findings),
+            check_purges(frozen, findings),
         ] {
             if let Err(e) = checked {
                 findings.problem(Part::Index, e);
@@ -135,6 +136,18 @@ fn check_stages(frozen: &Frozen<'_>, findings: &mut Findings) -> Result<()> {
             findings.problem(Part::Derived, text);
         }
         before = Some((vol, to));
+        Ok(())
+    })
+}
+
+/// What is being erased was once made, and is no root.
+fn check_purges(frozen: &Frozen<'_>, findings: &mut Findings) -> Result<()> {
+    frozen.purges(|vol, ino| {
+        let volume = frozen.state.volumes.get(&vol).filter(|v| !v.deleted);
+        if let Some(volume) = volume.filter(|v| ino <= Ino::ROOT || ino.0 >= v.next_ino) {
+            let text = format!("volume {}: inode {ino} is being erased, and cannot be", volume.name);
+            findings.problem(Part::Derived, text);
+        }
         Ok(())
     })
 }

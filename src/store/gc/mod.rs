@@ -12,7 +12,7 @@
 
 mod rewrite;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use super::Store;
@@ -99,7 +99,7 @@ impl Store {
         let last = self.last();
         let percent =
             if self.room.is_wanted() { WANTED_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
-        let work = self.choose(&mut gc.judged, percent)?;
+        let work = self.choose(&mut gc.judged, percent, None)?;
         if work.is_none() {
             gc.next_look = Some(Instant::now() + LOOK);
             gc.settled = Some(last);
@@ -189,7 +189,7 @@ impl Store {
         }
         let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
         // What the first packs give back may be the room for copies out of the others.
-        while let Some(e) = self.rewrite_packs(control, &mut report)? {
+        while let Some(e) = self.rewrite_packs(control, &mut report, None)? {
             if self.let_retired_go(control)? == 0 {
                 return Err(e);
             }
@@ -212,9 +212,14 @@ impl Store {
         Ok(before.saturating_sub(self.index.state().retired.len()))
     }
 
-    /// Forgets, and rewrites every pack with dead bytes; the old ones are retired. Returns why some were left, if
-    /// it was for want of room.
-    pub(crate) fn rewrite_packs(&self, control: &Control, report: &mut GcReport) -> Result<Option<Error>> {
+    /// Forgets, and rewrites every pack with dead bytes, or only those `among` them; the old ones are retired.
+    /// Returns why some were left, if it was for want of room.
+    pub(crate) fn rewrite_packs(
+        &self,
+        control: &Control,
+        report: &mut GcReport,
+        among: Option<&BTreeSet<PackId>>,
+    ) -> Result<Option<Error>> {
         let mut no_room = None;
         self.check_writable()?;
         let mut gc = self.gc.lock();
@@ -226,7 +231,7 @@ impl Store {
         self.chunks.finish_pack().map_err(|e| self.poisoned(&e))?;
         control.begin("rewriting packs");
         control.expect(report.before_bytes);
-        while let Some(mut work) = self.choose(&mut gc.judged, 0)? {
+        while let Some(mut work) = self.choose(&mut gc.judged, 0, among)? {
             while !work.is_done() {
                 match self.rewrite_some(&mut work, STEP_BYTES) {
                     Ok(copied) => report.copied_bytes += copied,

@@ -1,6 +1,6 @@
 //! Which pack is rewritten next, and its rewriting in steps.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::store::Store;
 use crate::store::chunks::pack::{self, Location, Trust};
@@ -47,7 +47,13 @@ impl Store {
     }
 
     /// The pack with the largest dead part, if at least `percent` of its frames' bytes are dead, and any are.
-    pub(super) fn choose(&self, judged: &mut HashMap<PackId, u64>, percent: u64) -> Result<Option<Work>> {
+    /// Only packs in `among` count, if it is given.
+    pub(super) fn choose(
+        &self,
+        judged: &mut HashMap<PackId, u64>,
+        percent: u64,
+        among: Option<&BTreeSet<PackId>>,
+    ) -> Result<Option<Work>> {
         // Footers of finished packs, and no pack half in the writer's hands.
         self.chunks.sync().map_err(|e| self.poisoned(&e))?;
         let retired = self.index.state().retired.clone();
@@ -55,6 +61,7 @@ impl Store {
         let end = self.chunks.low_mark().0.min(self.chunks.end().0);
         let mut packs = self.pack_sizes(end)?;
         packs.retain(|(id, _, live)| !retired.contains_key(id) && judged.get(id) != Some(live));
+        packs.retain(|(id, ..)| among.is_none_or(|among| among.contains(id)));
         packs.sort_by_key(|(_, len, live)| live.saturating_mul(1000) / (*len).max(1));
         for (id, len, live) in packs {
             // Headers and footers count as dead here, and exactly below.

@@ -117,6 +117,12 @@ impl Txn<'_> {
             }
             Edit::VolumeSweep { vol } => self.sweep_volume(*vol),
             Edit::PolicySet { vol, policy } => self.policy_set(*vol, policy),
+            Edit::Purge { vol, ino, pending: true } => self.put_row(meta::purge(*vol, *ino), []),
+            Edit::Purge { vol, ino, pending: false } => {
+                self.delete_row(&meta::purge(*vol, *ino));
+                Ok(())
+            }
+            Edit::Erase { vol, version } => self.erase(*vol, version),
             Edit::Term => Ok(()),
         }
     }
@@ -430,7 +436,8 @@ impl Txn<'_> {
             self.delete(&key, self.lsn)?;
         }
         if left > 0 {
-            for kind in [meta::SNAPSHOT, meta::POLICY, meta::ORPHAN, meta::STAGE, meta::REAP, meta::PENDING] {
+            use meta::{ORPHAN, PENDING, POLICY, PURGE, REAP, SNAPSHOT, STAGE};
+            for kind in [SNAPSHOT, POLICY, ORPHAN, STAGE, REAP, PENDING, PURGE] {
                 for key in self.index.keys_with("default", &meta::of_volume(kind, vol), usize::MAX)? {
                     self.delete_row(&key);
                 }

@@ -8,7 +8,7 @@ use rocksdb::{
     WaitForCompactOptions,
 };
 
-use super::{CHECKPOINT_CACHE_BYTES, FAMILIES, Index, family_options, index_error};
+use super::{CHECKPOINT_CACHE_BYTES, FAMILIES, HEADS, HISTORY, Index, family_options, index_error};
 use crate::store::keys::Sealer;
 use crate::store::sums::{Advance, Seen, Sums};
 use crate::types::error::IoContext;
@@ -53,6 +53,25 @@ impl Index {
             self.db.compact_range_cf_opt(self.family(family)?, None::<&[u8]>, None::<&[u8]>, &options);
         }
         self.db.wait_for_compact(&WaitForCompactOptions::default()).map_err(index_error)
+    }
+
+    /// Writes the tables anew that hold items whose keys lie in one of the ranges, so that values that were
+    /// replaced or deleted leave the files. What is not flushed yet is not concerned. Returns whether they all
+    /// did: somebody who reads the index as it was keeps them.
+    ///
+    /// # Errors
+    /// From RocksDB; [`Error::NoSpace`] without room for copies of all tables of a family, with nothing done.
+    pub fn compact(&self, ranges: &[(Vec<u8>, Vec<u8>)], room: impl Fn(u64) -> Result<()>) -> Result<bool> {
+        let mut options = CompactOptions::default();
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        for family in [HEADS, HISTORY] {
+            room(self.number(family, rocksdb::properties::LIVE_SST_FILES_SIZE)?)?;
+            for (from, below) in ranges {
+                self.db.compact_range_cf_opt(self.family(family)?, Some(from), Some(below), &options);
+            }
+        }
+        self.db.wait_for_compact(&WaitForCompactOptions::default()).map_err(index_error)?;
+        Ok(self.number("default", rocksdb::properties::NUM_SNAPSHOTS)? == 0)
     }
 
     /// As [`Index::checkpoint`], with the checksums of its files.

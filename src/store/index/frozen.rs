@@ -4,7 +4,7 @@ use super::keys::{self, meta};
 use super::rows::{ChunkEntry, State, Stored};
 use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
 use crate::store::model::{Item, Split};
-use crate::types::{ChunkId, Lsn, Result, VolumeId};
+use crate::types::{ChunkId, Ino, Lsn, Result, VolumeId};
 use rocksdb::ReadOptions;
 
 /// A version met by [`Frozen::versions`].
@@ -158,6 +158,17 @@ impl Frozen<'_> {
             let (vol, [from]) = meta::split::<1>(key).ok_or_else(|| damaged(key, "bad key"))?;
             let to = value.first_chunk::<8>().ok_or_else(|| damaged(key, "bad stage"))?;
             visit(vol, from, u64::from_le_bytes(*to))
+        })
+    }
+
+    /// Visits the inodes that are being erased.
+    pub fn purges(&self, mut visit: impl FnMut(VolumeId, Ino) -> Result<()>) -> Result<()> {
+        self.range("default", &[meta::PURGE], &[meta::PURGE + 1], |key, value| {
+            let (vol, [ino]) = meta::split::<1>(key).ok_or_else(|| damaged(key, "bad key"))?;
+            if !value.is_empty() {
+                return Err(damaged(key, "bad value"));
+            }
+            visit(vol, Ino(ino))
         })
     }
 

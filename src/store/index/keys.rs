@@ -12,6 +12,7 @@
 //! | chunk | chunks | `chunk id 32` |
 //! | others | default | see [`meta`] |
 
+use crate::store::model::ItemKey;
 use crate::types::{Ino, Lsn, PackId, VolumeId};
 
 /// Bytes of the volume number that starts every versioned key.
@@ -67,6 +68,27 @@ pub fn xattr(vol: VolumeId, ino: Ino, hash: &[u8; 16]) -> Vec<u8> {
     let mut key = start(vol, Family::Xattr as u8, ino, 16 + LSN);
     key.extend_from_slice(hash);
     key
+}
+
+/// Key of an item.
+pub fn of_item(vol: VolumeId, item: &ItemKey) -> Vec<u8> {
+    match item {
+        ItemKey::Inode(ino) => inode(vol, *ino),
+        ItemKey::Entry(parent, hash) => dirent(vol, *parent, hash),
+        ItemKey::Block(ino, number) => block(vol, *ino, *number),
+        ItemKey::Xattr(ino, hash) => xattr(vol, *ino, hash),
+    }
+}
+
+/// The item of a head key.
+pub fn item_of(key: &[u8]) -> Option<ItemKey> {
+    let ino = ino_of(key)?;
+    Some(match family_of(key)? {
+        Family::Inode => ItemKey::Inode(ino),
+        Family::Dirent => ItemKey::Entry(ino, hash_of(key)?),
+        Family::Block => ItemKey::Block(ino, block_of(key)?),
+        Family::Xattr => ItemKey::Xattr(ino, hash_of(key)?),
+    })
 }
 
 /// What the keys of one inode (or of one directory's entries) in a family begin with.
@@ -201,6 +223,8 @@ pub mod meta {
     pub const RETIRED: u8 = b'd';
     /// First byte of policy rows: `'y' ‖ vol 4`.
     pub const POLICY: u8 = b'y';
+    /// First byte of rows of inodes that are being erased: `'e' ‖ vol 4 ‖ ino 8`.
+    pub const PURGE: u8 = b'e';
     /// First byte of time marks: `'t' ‖ centiseconds since the epoch, sign bit flipped, 8`.
     pub const TIME: u8 = b't';
 
@@ -237,6 +261,11 @@ pub mod meta {
     /// Key of a stage row.
     pub fn stage(vol: VolumeId, from: Ino) -> Vec<u8> {
         row(STAGE, vol, &[from.0])
+    }
+
+    /// Key of the row of an inode that is being erased.
+    pub fn purge(vol: VolumeId, ino: Ino) -> Vec<u8> {
+        row(PURGE, vol, &[ino.0])
     }
 
     /// Key of a reap row.
@@ -302,6 +331,9 @@ mod tests {
         let dead = ended(VolumeId(3), Lsn(4), Lsn(5), &head);
         assert_eq!(split_ended(&dead), Some((Lsn(4), Lsn(5), head.clone())));
         assert_eq!((volume_of(&head), ino_of(&head), block_of(&head)), (VolumeId(3), Some(Ino(9)), Some(77)));
+        for key in [inode(VolumeId(3), Ino(9)), dirent(VolumeId(3), Ino(9), &[5; 16]), head] {
+            assert_eq!(item_of(&key).map(|item| of_item(VolumeId(3), &item)), Some(key));
+        }
         let row = meta::pending(VolumeId(1), Ino(2), 3, Lsn(4));
         assert_eq!(meta::split::<3>(&row), Some((VolumeId(1), [2, 3, 4])));
         assert_eq!(meta::split::<2>(&row), None);

@@ -5,6 +5,7 @@
 //! that what it holds on disk is never ahead of the synced journal ([`Index::begin_flush`]).
 
 pub mod apply;
+mod erase;
 mod files;
 pub mod frozen;
 pub mod keys;
@@ -36,6 +37,7 @@ use crate::types::{Error, Lsn, PackId, Result, VolumeId};
 use keys::meta;
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
+pub use erase::{Buckets, PastPage};
 pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
 pub use frozen::Frozen;
 pub use past::{Ended, Named, Span};

@@ -161,6 +161,22 @@ impl Journal {
         Ok(made)
     }
 
+    /// Begins another segment if the present one holds a record, so that all records until now can be removed
+    /// ([`Journal::remove_before`]). The caller sees to it that nobody withdraws a record meanwhile.
+    ///
+    /// # Errors
+    /// As [`Journal::append_many`]; on a full disk nothing has changed.
+    pub fn begin_segment(&self) -> Result<Lsn> {
+        let mut writer = self.writer.lock();
+        self.writable()?;
+        let read_only = || Error::ReadOnly("the journal has no active segment".to_owned());
+        let active = writer.as_mut().ok_or_else(read_only)?;
+        if active.end > SEGMENT_HEADER_BYTES {
+            self.roll(active)?;
+        }
+        Ok(self.last().0.next())
+    }
+
     /// Takes the newest record back: it could be appended and not be applied. When this returns it is gone,
     /// whatever happens, and its number is free. The caller appended it alone, still holds the lock under
     /// which it did, and has told nobody of it.

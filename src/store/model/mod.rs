@@ -4,15 +4,19 @@
 //! targets, extended attributes, inline bytes), which the index seals.
 
 mod inode;
+mod past;
 mod policy;
 mod recipe;
 mod record;
+mod request;
 mod snapshot;
 
 pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
+pub use past::{ForgetFrom, ItemKey, PastVersion};
 pub use policy::{ImmutableStep, Policy, Retention, Share};
 pub use recipe::{Piece, Recipe, Source};
-pub use record::{Edit, ForgetFrom, Record, RequestId};
+pub use record::{Edit, Record};
+pub use request::RequestId;
 pub use snapshot::{SnapshotKind, SnapshotSpec};
 
 use crate::types::wire::WireError;

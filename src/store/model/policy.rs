@@ -142,6 +142,16 @@ impl Policy {
         Timestamp { secs: made.secs.saturating_add_unsigned(secs), nanos: made.nanos }
     }
 
+    /// From when on nothing that was there may go yet, as of `now`; none while no period guards anything.
+    pub fn immutable_since(&self, now: Timestamp) -> Option<Timestamp> {
+        let ends = self.immutable.iter().skip(1).map(|s| Some(s.since)).chain([None]);
+        let guards = self.immutable.iter().zip(ends).filter(|(step, _)| step.secs > 0).map(|(step, end)| {
+            let since = Timestamp { secs: now.secs.saturating_sub_unsigned(step.secs), nanos: now.nanos };
+            (since, end)
+        });
+        guards.filter(|(since, end)| end.is_none_or(|end| *since < end)).map(|(since, _)| since).min()
+    }
+
     pub(in crate::store) fn encode(&self, e: &mut Encoder) {
         let r = &self.retention;
         e.u64(self.every_secs).u64(self.continuous_secs);
@@ -252,6 +262,17 @@ mod tests {
         let periods = (1..2 * IMMUTABLE_STEPS_MAX as u64).rev().map(|n| n * 1_000_000);
         let refused = periods.zip(0..).filter(|(secs, now)| policy.set_immutable(at(*now), *secs).is_err());
         assert!(refused.count() > 0 && policy.immutable.len() <= IMMUTABLE_STEPS_MAX);
+    }
+
+    #[test]
+    fn what_lived_within_a_period_in_force_is_guarded() {
+        let mut policy = Policy::default();
+        assert_eq!(policy.immutable_since(at(5000)), None);
+        policy.set_immutable(at(1000), 700).unwrap();
+        assert_eq!(policy.immutable_since(at(5000)), Some(at(4300)));
+        policy.set_immutable(at(5000), 0).unwrap();
+        assert_eq!(policy.immutable_since(at(5600)), Some(at(4900)), "what was there under it stays guarded");
+        assert_eq!(policy.immutable_since(at(5800)), None);
     }
 
     proptest! {

@@ -3,30 +3,10 @@
 
 use super::inode::{get_block, get_ino};
 use super::snapshot::{get_bool, get_text};
-use super::{Attrs, Dirent, Piece, Policy, Recipe, SnapshotSpec, Xattr};
+use super::{Attrs, Dirent, ForgetFrom, PastVersion, Piece, Policy, Recipe, RequestId, SnapshotSpec, Xattr};
 use crate::types::limits::{BLOCK_BYTES, RECORD_EDITS_MAX, SNAPSHOT_NAME_BYTES_MAX, SWEEP_ITEMS_MAX};
 use crate::types::wire::{Decoder, Encoder, WireError};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
-
-/// Which kernel request a record answers, so that a request sent again is not applied again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RequestId {
-    /// The FUSE connection (0: not from a mount).
-    pub connection: u64,
-    /// The kernel's request number, without the resend bit.
-    pub unique: u64,
-}
-
-/// Where a look for what is to be forgotten begins; zeros: at the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ForgetFrom {
-    /// The end of the versions that only the window needed.
-    pub window: Lsn,
-    /// The first point of the versions that a deleted snapshot needed.
-    pub first: Lsn,
-    /// And their end, within that first point.
-    pub end: Lsn,
-}
 
 /// One effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -233,6 +213,22 @@ pub enum Edit {
         /// All of it.
         policy: Box<Policy>,
     },
+    /// Notes that every version of an inode is being erased, or that nothing is left of it.
+    Purge {
+        /// The volume.
+        vol: VolumeId,
+        /// The inode.
+        ino: Ino,
+        /// Whether something is left.
+        pending: bool,
+    },
+    /// Frees a version of the history although points may still show it.
+    Erase {
+        /// The volume.
+        vol: VolumeId,
+        /// Which.
+        version: PastVersion,
+    },
     /// A new reign begins.
     Term,
 }
@@ -277,6 +273,8 @@ tags!(
     TERM = 21,
     POLICY_SET = 22,
     STAGE = 23,
+    PURGE = 24,
+    ERASE = 25,
 );
 
 fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
@@ -315,6 +313,8 @@ impl Edit {
             | SnapshotHold { vol, .. }
             | Window { vol, .. }
             | PolicySet { vol, .. }
+            | Purge { vol, .. }
+            | Erase { vol, .. }
             | Forget { vol, .. } => Some(*vol),
             Reap { .. } | Rebind { .. } => None,
             VolumeCreate { .. } | VolumeDelete { .. } | VolumeSweep { .. } | Term => None,
@@ -326,7 +326,7 @@ impl Edit {
         use Edit::*;
         match self {
             SnapshotCreate { .. } | SnapshotDelete { .. } | SnapshotHold { .. } => None,
-            Window { .. } | Forget { .. } | PolicySet { .. } => None,
+            Window { .. } | Forget { .. } | PolicySet { .. } | Purge { .. } | Erase { .. } => None,
             _ => self.volume_of_item(),
         }
     }
@@ -369,6 +369,12 @@ impl Edit {
             Stage { vol, from, to, staged } => {
                 head(e, STAGE, *vol).varint(from.0).varint(to.0).u8(u8::from(*staged));
             }
+            Purge { vol, ino, pending } => {
+                head(e, PURGE, *vol).varint(ino.0).u8(u8::from(*pending));
+            }
+            Erase { vol, version } => {
+                version.encode(head(e, ERASE, *vol).varint(version.item.ino().0));
+            }
             Rebind { vol, ino, block, since, recipe } => {
                 head(e, REBIND, *vol).varint(ino.0).varint(*block).varint(since.0);
                 Piece::encode_list(recipe.pieces(), e);
@@ -383,10 +389,7 @@ impl Edit {
             Window { vol, floor, since } => {
                 head(e, WINDOW, *vol).varint(floor.0).i64(since.secs).u32(since.nanos);
             }
-            Forget { vol, items, from } => {
-                let e = head(e, FORGET, *vol).varint(u64::from(*items));
-                e.varint(from.window.0).varint(from.first.0).varint(from.end.0);
-            }
+            Forget { vol, items, from } => from.encode(head(e, FORGET, *vol).varint(u64::from(*items))),
             VolumeCreate { vol, name } => {
                 head(e, VOLUME_CREATE, *vol).bytes(name.as_bytes());
             }
@@ -457,6 +460,8 @@ impl Edit {
             DEL_XATTR => Edit::DelXattr { vol, ino, hash: d.array()? },
             ORPHAN => Edit::Orphan { vol, ino, orphan: get_bool(d)? },
             STAGE => Edit::Stage { vol, from: ino, to: get_ino(d)?, staged: get_bool(d)? },
+            PURGE => Edit::Purge { vol, ino, pending: get_bool(d)? },
+            ERASE => Edit::Erase { vol, version: PastVersion::decode(ino, d)? },
             REBIND => {
                 let (block, since) = (get_block(d)?, Lsn(d.varint()?));
                 Edit::Rebind { vol, ino, block, since, recipe: Recipe::new(Piece::decode_list(d)?) }

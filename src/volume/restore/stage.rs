@@ -263,6 +263,16 @@ impl Stager<'_> {
         match attrs.kind {
             FileKind::Dir => {
                 check_depth(stack.len())?;
+                // What was purged is still counted by what its directory was.
+                attrs.entries = 0;
+                self.past.entries_naming(
+                    Some(source),
+                    |_| true,
+                    |_| {
+                        attrs.entries += 1;
+                        Ok(true)
+                    },
+                )?;
                 stack.push(Filling { dir: ino, entries: Entries::of(source) });
             }
             _ => {

@@ -3,7 +3,9 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::store::model::{Dirent, ForgetFrom, Piece, Recipe, Record, SnapshotSpec, Source, Xattr};
+use crate::store::model::{
+    Attrs, Dirent, ForgetFrom, ItemKey, PastVersion, Piece, Recipe, Record, SnapshotSpec, Source, Xattr,
+};
 use crate::types::ChunkId;
 
 fn number() -> impl Strategy<Value = u64> {
@@ -60,6 +62,15 @@ fn attrs() -> impl Strategy<Value = Attrs> {
     )
 }
 
+fn item() -> impl Strategy<Value = ItemKey> {
+    prop_oneof![
+        ino().prop_map(ItemKey::Inode),
+        ino().prop_map(|ino| ItemKey::Entry(ino, [0; 16])),
+        (ino(), 0u64..3).prop_map(|(ino, block)| ItemKey::Block(ino, block)),
+        ino().prop_map(|ino| ItemKey::Xattr(ino, [0; 16])),
+    ]
+}
+
 fn edit() -> impl Strategy<Value = Edit> {
     let hash = || prop_oneof![Just([0u8; 16]), Just([255u8; 16])];
     let items = prop_oneof![
@@ -105,6 +116,11 @@ fn edit() -> impl Strategy<Value = Edit> {
         }),
         (vol(), 1u32..=1000, lsn(), lsn(), lsn()).prop_map(|(vol, items, window, first, end)| {
             Edit::Forget { vol, items, from: ForgetFrom { window, first, end } }
+        }),
+        (vol(), ino(), any::<bool>()).prop_map(|(vol, ino, pending)| Edit::Purge { vol, ino, pending }),
+        (vol(), item(), 0u64..4, 1u64..9).prop_map(|(vol, item, first, more)| {
+            let version = PastVersion { item, first: Lsn(first), end: Lsn(first + more) };
+            Edit::Erase { vol, version }
         }),
         vol().prop_map(|vol| Edit::VolumeCreate { vol, name: "v".into() }),
         vol().prop_map(|vol| Edit::VolumeDelete { vol }),

@@ -18,6 +18,7 @@ mod ops;
 mod points;
 mod policy;
 mod power;
+mod purge;
 mod regressions;
 mod restore;
 mod run;

@@ -98,7 +98,7 @@ impl Tape {
                 self.run
                     .bench
                     .store()
-                    .rewrite_packs(&Control::new(0), &mut GcReport::default())
+                    .rewrite_packs(&Control::new(0), &mut GcReport::default(), None)
                     .map_err(|e| e.to_string())?;
             }
             Step::CheckpointBeyond => {

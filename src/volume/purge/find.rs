@@ -1,0 +1,217 @@
+//! What belongs to a file: the inodes that its name meant, and the names that these have or had.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use super::{Place, Purged, PurgedName};
+use crate::store::index::keys::{self, Family};
+use crate::store::model::FileKind;
+use crate::store::{Purge, PurgeData};
+use crate::types::limits::PURGE_LISTED_MAX;
+use crate::types::{Ino, Lsn};
+use crate::volume::log::{Meaning, newest_readable};
+use crate::volume::{FsError, FsResult, Volume};
+
+/// Other files with the same data that are told.
+const SHARERS_MAX: usize = 20;
+
+/// A name of an inode, from a record on until before another ([`Lsn::MAX`]: still).
+#[derive(Clone, Debug)]
+pub(super) struct Name {
+    pub place: Place,
+    pub name: Vec<u8>,
+    pub ino: Ino,
+    pub since: Lsn,
+    pub end: Lsn,
+}
+
+impl Name {
+    pub fn is_live(&self) -> bool {
+        self.end == Lsn::MAX
+    }
+}
+
+/// The life of an inode's version.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Life {
+    pub since: Lsn,
+    pub end: Lsn,
+}
+
+/// Everything that a purge is about.
+pub(super) struct Found {
+    pub purge: Purge,
+    pub names: Vec<Name>,
+    pub lives: BTreeMap<Ino, Vec<Life>>,
+    /// None when it is not all known, since some of it was erased before.
+    pub data: Option<PurgeData>,
+}
+
+impl Found {
+    /// What is left of inodes.
+    pub fn of(volume: &Volume, inodes: BTreeSet<Ino>) -> FsResult<Found> {
+        let lives = volume.lives_of(&inodes)?;
+        let names = volume.names_of(&inodes)?;
+        let places = names.iter().map(|name| name.place).collect();
+        Ok(Found { purge: Purge { vol: volume.vol, inodes, names: places }, names, lives, data: None })
+    }
+}
+
+impl Volume {
+    /// The inodes that a name means or ever meant, and those that took its place from one another before: as
+    /// [`Volume::versions`] walks, but for what an earlier name of one of them meant at other times.
+    pub(in crate::volume) fn lineage(&self, place: Place) -> FsResult<BTreeSet<Ino>> {
+        let mut meanings = Vec::new();
+        let mut is_dir = None;
+        self.view(None).entry_spans(place.0, &place.1, Lsn::MAX, |span| {
+            let dir = span.item.kind == FileKind::Dir;
+            is_dir.get_or_insert(dir);
+            meanings.extend((!dir).then(|| Meaning::of(place, &span)));
+            Ok(true)
+        })?;
+        match is_dir {
+            None => return Err(FsError::NotFound),
+            Some(true) => return Err(FsError::IsDir),
+            Some(false) => {}
+        }
+        let (mut inodes, mut seen) = (BTreeSet::new(), HashSet::new());
+        for meaning in meanings {
+            let mut next = Some(meaning);
+            while let Some(meaning) = next.filter(|m| seen.insert((m.place, m.since))) {
+                inodes.insert(meaning.ino);
+                next = self.replaced_by(meaning)?.0;
+            }
+        }
+        Ok(inodes)
+    }
+
+    /// Finds what a purge of `place` is about, with all that was written of it.
+    pub(super) fn find_purge(&self, place: Place) -> FsResult<Found> {
+        let inodes = self.lineage(place)?;
+        if self.shared.store.read_only().is_none() {
+            for ino in &inodes {
+                match self.commit_file(*ino) {
+                    Ok(()) | Err(FsError::NotFound) => {}
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        let mut found = Found::of(self, inodes)?;
+        found.data = Some(self.shared.store.purge_data(&found.purge)?);
+        Ok(found)
+    }
+
+    /// The versions of inodes.
+    fn lives_of(&self, inodes: &BTreeSet<Ino>) -> FsResult<BTreeMap<Ino, Vec<Life>>> {
+        let mut lives: BTreeMap<Ino, Vec<Life>> = BTreeMap::new();
+        for ino in inodes {
+            self.view(None).inode_spans(*ino, Lsn::MAX, |span| {
+                lives.entry(*ino).or_default().push(Life { since: span.since, end: span.end });
+                Ok(true)
+            })?;
+        }
+        Ok(lives)
+    }
+
+    /// All names that inodes have or had. An inode knows the only name that it had; where one had several at a time,
+    /// all entries of the volume are looked at.
+    pub(super) fn names_of(&self, inodes: &BTreeSet<Ino>) -> FsResult<Vec<Name>> {
+        let (mut places, mut all) = (BTreeSet::new(), false);
+        for ino in inodes {
+            self.view(None).inode_spans(*ino, Lsn::MAX, |span| {
+                let attrs = &span.item.attrs;
+                match attrs.nlink {
+                    0 => {}
+                    1 if attrs.parent != Ino(0) => drop(places.insert((attrs.parent, attrs.name))),
+                    _ => all = true,
+                }
+                Ok(true)
+            })?;
+        }
+        let prefixes: Vec<Vec<u8>> = if all {
+            vec![keys::family(self.vol, Family::Dirent)]
+        } else {
+            places.iter().map(|(dir, hash)| keys::dirent(self.vol, *dir, hash)).collect()
+        };
+        let mut names = Vec::new();
+        for prefix in prefixes {
+            self.shared.store.index().visit_names(&prefix, inodes, |key, end, since, entry| {
+                if let Some(place) = keys::ino_of(key).zip(keys::hash_of(key)) {
+                    let end = end.unwrap_or(Lsn::MAX);
+                    names.push(Name { place, name: entry.name, ino: entry.ino, since, end });
+                }
+                Ok(())
+            })?;
+        }
+        Ok(names)
+    }
+
+    /// Says what there is.
+    pub(super) fn describe_purge(&self, found: &Found) -> FsResult<Purged> {
+        let store = &self.shared.store;
+        let mut report = Purged {
+            files: found.purge.inodes.len() as u64,
+            versions: found.lives.values().map(|lives| lives.len() as u64).sum(),
+            ..Purged::default()
+        };
+        let mut paths: BTreeMap<Vec<u8>, PurgedName> = BTreeMap::new();
+        for name in &found.names {
+            let path = self.path_of(name)?;
+            let lives = found.lives.get(&name.ino).into_iter().flatten();
+            let versions = lives.filter(|l| l.since < name.end && name.since < l.end).count() as u64;
+            let known = paths.entry(path.clone());
+            let known = known.or_insert_with(|| PurgedName { path, live: false, versions: 0 });
+            known.live |= name.is_live();
+            known.versions += versions;
+        }
+        report.names_total = paths.len() as u64;
+        report.names = paths.into_values().take(PURGE_LISTED_MAX).collect();
+        let points = self.points_showing(found)?;
+        self.with_state(|volume| {
+            let shown = points.iter().filter_map(|at| volume.points.get(at)).filter(|p| !p.is_mark());
+            for point in shown {
+                report.snapshots_total += 1;
+                if report.snapshots.len() < PURGE_LISTED_MAX {
+                    report.snapshots.push(point.spec.name.clone());
+                }
+            }
+        })?;
+        if let Some(data) = &found.data {
+            report.bytes = data.bytes;
+            let (shared, bytes) = store.purge_shared(data)?;
+            report.shared_bytes = bytes;
+            let sharers = store.purge_sharers(&found.purge, &shared)?;
+            report.shared_with = sharers.map(|files| files.into_iter().take(SHARERS_MAX).collect());
+        }
+        Ok(report)
+    }
+
+    /// The path that a name was last seen under.
+    fn path_of(&self, name: &Name) -> FsResult<Vec<u8>> {
+        let last = self.latest();
+        let at = match name.is_live() {
+            true => None,
+            false => self.with_state(|volume| newest_readable(volume, name.since, name.end, last))?,
+        };
+        let dir = if name.is_live() || at.is_some() { self.view(at).path(name.place.0)? } else { None };
+        let mut path = dir.unwrap_or_else(|| b"...".to_vec());
+        if !path.is_empty() {
+            path.push(b'/');
+        }
+        path.extend_from_slice(&name.name);
+        Ok(path)
+    }
+
+    /// The points, not being deleted, that show a version of it, oldest first.
+    pub(super) fn points_showing(&self, found: &Found) -> FsResult<BTreeSet<Lsn>> {
+        self.with_state(|volume| {
+            let names = found.names.iter().map(|name| (name.since, name.end));
+            let lives = found.lives.values().flatten().map(|life| (life.since, life.end));
+            let mut points = BTreeSet::new();
+            for (since, end) in names.chain(lives).filter(|(since, end)| since < end) {
+                let shown = volume.points.range(since..end).filter(|(_, point)| !point.deleting);
+                points.extend(shown.map(|(at, _)| *at));
+            }
+            points
+        })
+    }
+}
