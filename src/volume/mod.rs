@@ -14,6 +14,7 @@ mod changes;
 mod copy;
 mod dir;
 mod error;
+mod exclusion;
 mod extents;
 mod file;
 mod flush;
@@ -24,6 +25,7 @@ mod protect;
 mod range;
 mod rename;
 pub mod restore;
+mod revealing;
 mod snapshot;
 mod user;
 mod xattr;
@@ -55,14 +57,16 @@ pub use xattr::XattrMode;
 
 use crate::arena::{self, Arena, Recovered};
 use crate::store::index::{Version, View};
-use crate::store::model::{Attrs, Edit, FileKind, Inode, RequestId};
+use crate::store::model::{Edit, FileKind, Inode, RequestId};
 use crate::store::{Store, care::Care};
 use crate::types::error::IoContext;
 use crate::types::limits::{INO_MAX, VOLUMES_MAX};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 use access::Accesses;
+use attr::new_attrs;
 use budget::Budget;
 use cell::{Cell, Cells};
+use exclusion::Exclusions;
 use flush::Flusher;
 
 /// The volume that `init` promises.
@@ -105,6 +109,8 @@ pub struct Volume {
     next_ino: AtomicU64,
     /// One change of names at a time, so that a look-up made under it still holds when its record commits.
     namespace: Mutex<()>,
+    /// What gets no history.
+    exclusions: Mutex<Exclusions>,
     /// One restore at a time; taken before every other lock but `admin`.
     restoring: Mutex<()>,
     /// The first inode numbers of stages that a restore of this process is preparing.
@@ -256,6 +262,7 @@ impl Volumes {
                 name: name.to_owned(),
                 next_ino: AtomicU64::new(next_ino),
                 namespace: Mutex::new(()),
+                exclusions: Mutex::default(),
                 restoring: Mutex::new(()),
                 staging: Mutex::default(),
             })
@@ -399,30 +406,6 @@ impl Shared {
         };
         let cell = self.cells.get_or_load(vol, ino, load)?;
         Ok(CellRef { shared: self, vol, cell: Some(cell.ok_or(FsError::NotFound)?) })
-    }
-}
-
-/// Attributes of a new inode.
-fn new_attrs(kind: FileKind, mode: u16, owner: (u32, u32), now: Timestamp, generation: u64) -> Attrs {
-    Attrs {
-        kind,
-        mode,
-        uid: owner.0,
-        gid: owner.1,
-        nlink: if kind == FileKind::Dir { 2 } else { 1 },
-        size: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        rdev: 0,
-        generation,
-        parent: Ino(0),
-        name: [0; 16],
-        author: owner.0,
-        entries: 0,
-        xattrs: 0,
-        target: Vec::new(),
     }
 }
 

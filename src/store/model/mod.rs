@@ -9,7 +9,7 @@ mod recipe;
 mod record;
 mod snapshot;
 
-pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
+pub use inode::{Attrs, Cut, Dirent, FileKind, Hidden, Inode, Xattr};
 pub use policy::{ImmutableStep, Policy, Retention, Share};
 pub use recipe::{Piece, Recipe, Source};
 pub use record::{Edit, Record, RequestId};

@@ -82,6 +82,8 @@ pub struct Policy {
     pub on_close: Vec<String>,
     /// The immutable periods that still matter to some point, oldest first. Set through `Policy::set_immutable`.
     pub immutable: Vec<ImmutableStep>,
+    /// Globs of what gets no history when it is made, with all that is made below.
+    pub exclude: Vec<String>,
 }
 
 impl Default for Policy {
@@ -94,8 +96,21 @@ impl Default for Policy {
             free_min: Share::Percent(10),
             on_close: Vec::new(),
             immutable: Vec::new(),
+            exclude: Vec::new(),
         }
     }
+}
+
+fn encode_globs(globs: &[String], e: &mut Encoder) {
+    e.varint(globs.len() as u64);
+    for glob in globs {
+        e.bytes(glob.as_bytes());
+    }
+}
+
+fn decode_globs(d: &mut Decoder<'_>) -> Result<Vec<String>, WireError> {
+    let count = d.count(GLOBS_MAX, "glob count")?;
+    (0..count).map(|_| get_text(d, GLOB_BYTES_MAX)).collect()
 }
 
 impl Policy {
@@ -143,16 +158,17 @@ impl Policy {
         e.u32(r.hourly).u32(r.daily).u32(r.weekly).u32(r.monthly).u32(r.yearly);
         self.history_max.encode(e);
         self.free_min.encode(e);
-        e.varint(self.on_close.len() as u64);
-        for glob in &self.on_close {
-            e.bytes(glob.as_bytes());
-        }
+        encode_globs(&self.on_close, e);
         e.varint(self.immutable.len() as u64);
         for step in &self.immutable {
             e.i64(step.since.secs).u32(step.since.nanos).u64(step.secs);
         }
+        if !self.exclude.is_empty() {
+            encode_globs(&self.exclude, e);
+        }
     }
 
+    /// Reads what [`Policy::encode`] wrote, up to what excludes.
     pub(in crate::store) fn decode(d: &mut Decoder<'_>) -> Result<Policy, WireError> {
         let secs = |d: &mut Decoder<'_>| match d.u64()? {
             secs if secs <= POLICY_SECS_MAX => Ok(secs),
@@ -171,8 +187,7 @@ impl Policy {
             yearly: kept(d)?,
         };
         let (history_max, free_min) = (Share::decode(d)?, Share::decode(d)?);
-        let count = d.count(GLOBS_MAX, "glob count")?;
-        let on_close = (0..count).map(|_| get_text(d, GLOB_BYTES_MAX)).collect::<Result<_, _>>()?;
+        let on_close = decode_globs(d)?;
         let count = d.count(IMMUTABLE_STEPS_MAX, "step count")?;
         let immutable = (0..count)
             .map(|_| {
@@ -180,7 +195,38 @@ impl Policy {
                 Ok(ImmutableStep { since, secs: secs(d)? })
             })
             .collect::<Result<_, WireError>>()?;
-        Ok(Policy { every_secs, continuous_secs, retention, history_max, free_min, on_close, immutable })
+        let exclude = Vec::new();
+        Ok(Policy {
+            every_secs,
+            continuous_secs,
+            retention,
+            history_max,
+            free_min,
+            on_close,
+            immutable,
+            exclude,
+        })
+    }
+
+    /// As [`Policy::decode`], with what excludes, of which there is some.
+    pub(in crate::store) fn decode_excluding(d: &mut Decoder<'_>) -> Result<Policy, WireError> {
+        let policy = Policy::decode(d)?;
+        match decode_globs(d)? {
+            none if none.is_empty() => Err(WireError::Bad("glob count")),
+            exclude => Ok(Policy { exclude, ..policy }),
+        }
+    }
+
+    /// Reads all of a row.
+    pub(in crate::store) fn decode_row(row: &[u8]) -> Result<Policy, WireError> {
+        let mut d = Decoder::new(row);
+        let policy = Policy::decode(&mut d)?;
+        if d.rest().is_empty() {
+            return Ok(policy);
+        }
+        let mut d = Decoder::new(row);
+        let policy = Policy::decode_excluding(&mut d)?;
+        d.end().map(|()| policy)
     }
 }
 
@@ -226,7 +272,16 @@ mod tests {
         policy.set_immutable(at(9), 8).unwrap();
         let mut e = Encoder::new();
         policy.encode(&mut e);
-        assert_eq!(Policy::decode(&mut Decoder::new(&e.finish())), Ok(policy));
+        let bytes = e.finish();
+        assert_eq!(Policy::decode(&mut Decoder::new(&bytes)), Ok(policy.clone()));
+        assert_eq!(Policy::decode_row(&bytes), Ok(policy.clone()));
+        policy.exclude = vec!["scratch/**".into(), "**/*.tmp".into()];
+        let mut e = Encoder::new();
+        policy.encode(&mut e);
+        let bytes = e.finish();
+        assert_eq!(Policy::decode_excluding(&mut Decoder::new(&bytes)), Ok(policy.clone()));
+        assert_eq!(Policy::decode_row(&bytes), Ok(policy));
+        assert!(Policy::decode_row(&[bytes, vec![0]].concat()).is_err());
     }
 
     #[test]
@@ -240,7 +295,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_policies_are_refused(bytes: Vec<u8>) {
-            let _ = Policy::decode(&mut Decoder::new(&bytes));
+            let _ = Policy::decode_row(&bytes);
         }
 
         #[test]

@@ -260,6 +260,7 @@ tags!(
     TERM = 21,
     POLICY_SET = 22,
     STAGE = 23,
+    POLICY_SET_EXCLUDING = 25,
 );
 
 fn head(e: &mut Encoder, tag: u8, vol: VolumeId) -> &mut Encoder {
@@ -372,7 +373,10 @@ impl Edit {
             VolumeSweep { vol } => {
                 head(e, VOLUME_SWEEP, *vol);
             }
-            PolicySet { vol, policy } => policy.encode(head(e, POLICY_SET, *vol)),
+            PolicySet { vol, policy } => {
+                let tag = if policy.exclude.is_empty() { POLICY_SET } else { POLICY_SET_EXCLUDING };
+                policy.encode(head(e, tag, *vol));
+            }
             Term => {
                 e.u8(TERM);
             }
@@ -395,6 +399,9 @@ impl Edit {
             }
             FORGET => Ok(Edit::Forget { vol }),
             POLICY_SET => Ok(Edit::PolicySet { vol, policy: Box::new(Policy::decode(d)?) }),
+            POLICY_SET_EXCLUDING => {
+                Ok(Edit::PolicySet { vol, policy: Box::new(Policy::decode_excluding(d)?) })
+            }
             VOLUME_CREATE => Ok(Edit::VolumeCreate { vol, name: get_text(d, SNAPSHOT_NAME_BYTES_MAX)? }),
             VOLUME_DELETE => Ok(Edit::VolumeDelete { vol }),
             VOLUME_SWEEP => Ok(Edit::VolumeSweep { vol }),

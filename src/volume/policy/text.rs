@@ -38,10 +38,12 @@ pub enum Setting {
     OnClose(Vec<String>),
     /// Seconds for which nothing can be forgotten; 0: none.
     Immutable(u64),
+    /// What gets no history.
+    Exclude(Vec<String>),
 }
 
-const KEYS: &str =
-    "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, immutable";
+const KEYS: &str = "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, \
+                    exclude, immutable";
 
 impl FromStr for Setting {
     type Err = SettingError;
@@ -75,16 +77,8 @@ impl FromStr for Setting {
             "yearly" => Setting::Yearly(count()?),
             "history-max" => Setting::HistoryMax(share()?),
             "free-min" => Setting::FreeMin(share()?),
-            "on-close" => {
-                // Every glob is a setting of its own on the command line; `on-close=` takes all away.
-                let globs: Vec<String> =
-                    Some(value.to_owned()).filter(|v| !v.is_empty()).into_iter().collect();
-                Globs::new(&globs).map_err(SettingError)?;
-                if value.len() > GLOB_BYTES_MAX {
-                    return Err(bad(format!("a glob has up to {GLOB_BYTES_MAX} bytes")));
-                }
-                Setting::OnClose(globs)
-            }
+            "on-close" => Setting::OnClose(glob(value).map_err(SettingError)?),
+            "exclude" => Setting::Exclude(glob(value).map_err(SettingError)?),
             "immutable" => Setting::Immutable(period()?),
             _ => return Err(bad(format!("there is no such setting; there are {KEYS}"))),
         })
@@ -92,7 +86,7 @@ impl FromStr for Setting {
 }
 
 impl Setting {
-    /// Reads settings; several `on-close` make one list.
+    /// Reads settings; several `on-close` make one list, and several `exclude`.
     ///
     /// # Errors
     /// What is wrong with the first that is.
@@ -104,12 +98,13 @@ impl Setting {
                 settings.iter_mut().find(|s| std::mem::discriminant(*s) == std::mem::discriminant(&setting));
             match (same, setting) {
                 (None, setting) => settings.push(setting),
-                (Some(Setting::OnClose(all)), Setting::OnClose(more)) => all.extend(more),
+                (Some(Setting::OnClose(all)), Setting::OnClose(more))
+                | (Some(Setting::Exclude(all)), Setting::Exclude(more)) => all.extend(more),
                 (Some(_), _) => return Err(SettingError(format!("{text:?}: it was set before"))),
             }
         }
         for setting in &settings {
-            if let Setting::OnClose(globs) = setting {
+            if let Setting::OnClose(globs) | Setting::Exclude(globs) = setting {
                 if globs.len() > GLOBS_MAX {
                     return Err(SettingError(format!("there can be {GLOBS_MAX} globs")));
                 }
@@ -137,6 +132,7 @@ impl Setting {
             Setting::FreeMin(share) => policy.free_min = *share,
             Setting::OnClose(globs) => policy.on_close.clone_from(globs),
             Setting::Immutable(secs) => policy.set_immutable(now, *secs)?,
+            Setting::Exclude(globs) => policy.exclude.clone_from(globs),
         }
         Ok(())
     }
@@ -158,8 +154,20 @@ impl Setting {
             ("immutable", period(policy.immutable_secs())),
         ];
         all.extend(policy.on_close.iter().map(|glob| ("on-close", glob.clone())));
+        all.extend(policy.exclude.iter().map(|glob| ("exclude", glob.clone())));
         all
     }
+}
+
+/// Every glob is a setting of its own on the command line; an empty value, or `off`, takes all away.
+fn glob(value: &str) -> Result<Vec<String>, String> {
+    let globs: Vec<String> =
+        Some(value.to_owned()).filter(|v| !matches!(v.as_str(), "" | "off")).into_iter().collect();
+    Globs::new(&globs)?;
+    if value.len() > GLOB_BYTES_MAX {
+        return Err(format!("a glob has up to {GLOB_BYTES_MAX} bytes"));
+    }
+    Ok(globs)
 }
 
 const UNITS: [(&str, u64); 4] = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
@@ -214,6 +222,8 @@ mod tests {
             "immutable=7d",
             "on-close=a/*.pt",
             "on-close={b,c}/**",
+            "exclude=scratch/**",
+            "exclude=**/*.tmp",
         ];
         let policy = policy(&set);
         let shown: Vec<String> = Setting::of(&policy).iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -229,6 +239,8 @@ mod tests {
     fn lists_are_replaced_and_can_be_emptied() {
         assert_eq!(policy(&["on-close=x", "every=off"]).every_secs, 0);
         assert!(policy(&["on-close="]).on_close.is_empty());
+        assert!(policy(&["exclude=off", "on-close=off"]).exclude.is_empty());
+        assert_eq!(policy(&["exclude=a", "exclude=b"]).exclude, ["a", "b"]);
     }
 
     #[test]
@@ -248,7 +260,8 @@ mod tests {
             "free-min=99999999999T",
             "on-close=/a",
             "on-close={",
-            "exclude=x",
+            "exclude=/x",
+            "excluded=x",
             "=",
             "immutable=7",
         ] {
@@ -260,7 +273,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(key in "(every|daily|free-min|on-close|immutable|x)", value in "\\PC{0,12}") {
+        fn no_text_panics(key in "(every|daily|free-min|on-close|exclude|immutable|x)", value in "\\PC{0,12}") {
             let _ = Setting::all(&[format!("{key}={value}")]);
         }
     }
