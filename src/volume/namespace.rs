@@ -152,9 +152,13 @@ impl Volume {
             let (dir_cell, file_cell) = (self.cell(parent)?, self.cell(ino)?);
             let exists = self.view(None).dirent(parent, &hash)?.is_some();
             // What has a history keeps it under all its names.
-            let was_excluded = file_cell.state.read().attrs.excluded;
-            let excluded = was_excluded && !exists && self.excludes(parent, name)?;
-            if !exists {
+            let (was_excluded, goes_on) = {
+                let file = file_cell.state.read();
+                let named = !file.gone && (1..LINKS_MAX).contains(&file.attrs.nlink);
+                (file.attrs.excluded, !exists && named && file.attrs.kind != FileKind::Dir)
+            };
+            let excluded = was_excluded && goes_on && self.excludes(parent, name)?;
+            if goes_on {
                 self.admit(parent, !excluded, excluded)?;
             }
             if parent == ino {

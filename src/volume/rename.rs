@@ -100,6 +100,20 @@ impl Volume {
             return Ok(None);
         }
         self.check_loops(from.0, to.0, &source, target.as_ref(), mode)?;
+        // What will fail must not reveal anything before.
+        for dir in [from.0, to.0] {
+            Self::check_parent(&self.inode(None, dir)?.item.attrs)?;
+        }
+        if let Some(replaced) = target.as_ref().filter(|_| mode == RenameMode::Replace) {
+            match (source.kind == FileKind::Dir, replaced.kind == FileKind::Dir) {
+                (true, false) => return Err(FsError::NotDir),
+                (false, true) => return Err(FsError::IsDir),
+                (true, true) if self.inode(None, replaced.ino)?.item.attrs.entries > 0 => {
+                    return Err(FsError::NotEmpty);
+                }
+                _ => {}
+            }
+        }
         Ok(Some((source, target)))
     }
 
@@ -127,15 +141,7 @@ impl Volume {
             let _gate = self.enter();
             let _names = self.namespace.lock();
             let Some((source, target)) = self.look_up(from, to, mode)? else { return Ok(()) };
-            let replaced = target.as_ref().filter(|_| mode == RenameMode::Replace);
             let moved = self.moved(from, to, mode, &source, target.as_ref())?;
-            // What will fail reveals nothing.
-            if source.kind == FileKind::Dir
-                && let Some(replaced) = replaced
-                && (replaced.kind != FileKind::Dir || self.inode(None, replaced.ino)?.item.attrs.entries > 0)
-            {
-                return Ok(());
-            }
             if !revealing.get_or_insert_with(|| Revealing::new(&moved)).step(self)? {
                 return Ok(());
             }
@@ -263,7 +269,7 @@ impl Change<'_> {
             add(attrs, self.to.0, 1, source.kind, source_stays);
             return Ok(None);
         };
-        let (source_dir, target_dir) = (source.kind == FileKind::Dir, target.kind == FileKind::Dir);
+        let target_dir = target.kind == FileKind::Dir;
         let replaced = attrs.get_mut(&target.ino).ok_or(FsError::NotFound)?;
         replaced.ctime = self.now;
         if self.mode == RenameMode::Exchange {
@@ -274,12 +280,6 @@ impl Change<'_> {
             add(attrs, self.to.0, -1, target.kind, target.excluded);
             add(attrs, self.from.0, 1, target.kind, target_stays);
             return Ok(None);
-        }
-        match (source_dir, target_dir) {
-            (true, false) => return Err(FsError::NotDir),
-            (false, true) => return Err(FsError::IsDir),
-            (true, true) if replaced.entries > 0 => return Err(FsError::NotEmpty),
-            _ => {}
         }
         replaced.nlink = if target_dir { 0 } else { replaced.nlink.saturating_sub(1) };
         replaced.unname(self.to.0, &self.volume.name_hash(self.to.1));

@@ -264,18 +264,18 @@ fn who_restores_needs_the_rights_to_do_it_by_hand() {
     denied(&own);
 }
 
-/// Whether something is excluded, or a directory that holds only what is.
-fn is_left_alone(volume: &Volume, ino: Ino) -> bool {
-    let attrs = volume.getattr(None, ino).unwrap().attrs;
+/// Whether a name is excluded, or that of a directory in which only such are.
+fn is_left_alone(volume: &Volume, dir: Ino, name: &[u8]) -> bool {
+    let entry = volume.entry(None, dir, name).unwrap().unwrap();
     let mut below = Vec::new();
-    if !attrs.excluded && attrs.kind == FileKind::Dir {
+    if entry.kind == FileKind::Dir {
         let add = |entry: DirEntry| {
-            below.extend((entry.name != b"." && entry.name != b"..").then_some(entry.ino));
+            below.extend((entry.name != b"." && entry.name != b"..").then_some(entry.name));
             Ok(true)
         };
-        volume.readdir(None, ino, 0, add).unwrap();
+        volume.readdir(None, entry.ino, 0, add).unwrap();
     }
-    attrs.excluded || (!below.is_empty() && below.into_iter().all(|ino| is_left_alone(volume, ino)))
+    entry.excluded || (!below.is_empty() && below.iter().all(|name| is_left_alone(volume, entry.ino, name)))
 }
 
 /// Compares the live tree below `live` with the model's below `then`; notes which inode became which.
@@ -327,7 +327,7 @@ fn compare_tree(
         return fail(format!("counts {} and {}", attrs.entries, attrs.nlink));
     }
     // What is excluded was not there, and stays.
-    entries.retain(|name, ino| node.entries.contains_key(name) || !is_left_alone(volume, *ino));
+    entries.retain(|name, _| node.entries.contains_key(name) || !is_left_alone(volume, live, name));
     if !entries.keys().eq(node.entries.keys()) {
         return fail(format!("entries {:?}, expected {:?}", entries.keys(), node.entries.keys()));
     }

@@ -99,21 +99,20 @@ fn snapshots_have_everything_but_what_is_excluded_and_a_remount_keeps_that() {
     fs::hard_link(root.join("scratch/y"), root.join("d/linked")).expect("a link");
     mount.snapshot("s");
     let expected = BTreeSet::from(["e", "g", "linked", "new"].map(String::from));
-    let check = |mount: &Mount| {
+    let check = |mount: &Mount, out: &str| {
         let listed = fs::read_dir(mount.at("s").join("d")).expect("listing");
         let listed = listed.map(|e| e.expect("an entry").file_name().into_string().expect("a name"));
         assert_eq!(listed.collect::<BTreeSet<_>>(), expected);
         assert_eq!(fs::read(mount.at("s").join("d/new")).expect("reading"), b"whole");
         assert!(fs::symlink_metadata(mount.at("s").join("d/link.tmp")).is_err());
         assert_eq!(fs::read(mount.path().join("d/h.tmp")).expect("reading"), b"d/h.tmp");
-        let out = mount.store().directory("out").join("copy");
-        let _ = fs::remove_dir_all(&out);
+        let out = mount.store().directory(out).join("copy");
         tool(mount.path(), "cp", &args!["-a", mount.at("s").join("d"), out]);
         Tree::read(&mount.at("s").join("d")).assert_same(&Tree::read(&out), Times::All, "copied out");
     };
-    check(&mount);
+    check(&mount, "before");
     let mount = mount.remount();
-    check(&mount);
+    check(&mount, "after");
     let log = mount.store().refused(1, &args!["log", mount.path().join("d/h.tmp")]);
     assert!(log.contains("excluded from the history"), "{log}");
     let shown = mount.store().json(&args!["policy", "show", mount.path()]).remove(0);

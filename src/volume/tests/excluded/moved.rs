@@ -207,6 +207,26 @@ fn what_is_made_in_a_directory_while_it_moves_out_does_not_stay_behind() {
 }
 
 #[test]
+fn a_move_that_fails_reveals_nothing() {
+    let bench = excluding(&["scratch/**"]);
+    let scratch = bench.make(Ino::ROOT, "scratch", FileKind::Dir);
+    let set = bench.make(scratch, "set", FileKind::Dir);
+    let inside = bench.file(set, "inside");
+    let full = bench.make(Ino::ROOT, "full", FileKind::Dir);
+    bench.file(full, "f");
+    bench.file(Ino::ROOT, "plain");
+    let main = bench.main();
+    let from: (Ino, &[u8]) = (scratch, b"set");
+    let onto = |name: &'static [u8], mode| main.rename(from, (Ino::ROOT, name), mode, None);
+    assert!(matches!(onto(b"full", RenameMode::Replace), Err(FsError::NotEmpty)));
+    assert!(matches!(onto(b"plain", RenameMode::Replace), Err(FsError::NotDir)));
+    assert!(matches!(onto(b"full", RenameMode::NoReplace), Err(FsError::Exists)));
+    assert!(matches!(onto(b"none", RenameMode::Exchange), Err(FsError::NotFound)));
+    assert!(is_excluded(&bench, set) && is_excluded(&bench, inside));
+    bench.fsck();
+}
+
+#[test]
 fn a_hard_link_out_of_an_excluded_place_gives_the_file_its_history() {
     let bench = excluding(&["scratch/**"]);
     let scratch = bench.make(Ino::ROOT, "scratch", FileKind::Dir);
