@@ -65,8 +65,9 @@ def hashes(root):
 
 
 def sync(path):
-    with open(path, "rb") as f:
-        os.fsync(f.fileno())
+    fd = os.open(path, os.O_RDONLY)
+    os.fsync(fd)
+    os.close(fd)
 
 
 def encrypt(path):

@@ -20,6 +20,10 @@ Settings:
   on-close='ckpt/{run}/**/*.safetensors'
                         each completed version of such a file gets a snapshot, tagged with its path and with run=...;
                         may be given more than once; on-close= takes all away
+  exclude='scratch/**' exclude='**/*.tmp'
+                        what is made under such a path, or below a directory that has one, gets no history: no snapshot
+                        and no moment shows it, and what it was is freed at once, until it gets a name that is not
+                        excluded; what exists stays as it is; may be given more than once; exclude=off takes all away
   immutable=7d          nothing and nobody forgets a snapshot or a minute younger than that; a shorter period counts
                         only for what is made afterwards; off
   webhook=https://...   where word goes when much more than usual is removed or written over; off";
@@ -79,19 +83,21 @@ fn run(at: &resolve::Where, settings: Vec<String>, dry_run: bool, json: bool) ->
     output::done()
 }
 
-/// One object: each setting under its name, `on-close` as a list.
+/// One object: each setting under its name, `on-close` and `exclude` as lists.
 fn as_json(info: &PolicyInfo) -> serde_json::Value {
     let mut all = serde_json::Map::new();
     all.insert("volume".into(), info.volume.clone().into());
-    let mut globs = Vec::new();
+    let (mut on_close, mut exclude) = (Vec::new(), Vec::new());
     for (name, value) in &info.settings {
         match (name.as_str(), value.parse::<u64>()) {
-            ("on-close", _) => globs.push(serde_json::Value::from(value.as_str())),
+            ("on-close", _) => on_close.push(serde_json::Value::from(value.as_str())),
+            ("exclude", _) => exclude.push(serde_json::Value::from(value.as_str())),
             (name, Ok(number)) => drop(all.insert(name.into(), number.into())),
             (name, Err(_)) => drop(all.insert(name.into(), value.as_str().into())),
         }
     }
-    all.insert("on-close".into(), globs.into());
+    all.insert("on-close".into(), on_close.into());
+    all.insert("exclude".into(), exclude.into());
     all.insert("dry_run".into(), info.dry_run.into());
     if let Ok(kept) = serde_json::to_value(&info.kept) {
         all.insert("kept".into(), kept);

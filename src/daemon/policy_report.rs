@@ -12,7 +12,8 @@ pub struct PolicyInfo {
     pub volume: String,
     /// Only what it would be.
     pub dry_run: bool,
-    /// The settings in the form in which they are set: name and value; `on-close` once for each glob.
+    /// The settings in the form in which they are set: name and value; `on-close` and `exclude` once for each
+    /// glob.
     pub settings: Vec<(String, String)>,
     /// What is really kept.
     pub kept: WindowReport,

@@ -79,6 +79,7 @@ impl Span {
 struct Name {
     parent: Ino,
     name: Vec<u8>,
+    excluded: bool,
     span: Span,
 }
 
@@ -120,8 +121,11 @@ pub fn affected_but(
         go_on()?;
         let Some(volume) = frozen.state.volumes.get(&vol).filter(|v| !v.deleted) else { continue };
         let names = names.get(&(vol, ino)).map_or(&[][..], Vec::as_slice);
+        // No point shows what is excluded, wherever its span lies.
+        let live = View::new(index.clone(), vol, None).inode(ino).ok().flatten();
+        let hidden = span.end.is_none() && live.is_some_and(|inode| inode.item.attrs.excluded);
         let affected = found.entry(id).or_default();
-        for place in places(volume, vol, ino, span, names, &mut paths) {
+        for place in places(volume, (vol, ino), (span, hidden), names, &mut paths) {
             if affected.files.len() < FILES_MAX {
                 affected.files.insert(place);
             } else {
@@ -168,7 +172,7 @@ fn names_of(
                 (index.item::<Dirent>(row.key, &row.stored), keys::ino_of(row.key))
             && inodes.contains(&(keys::volume_of(row.key), entry.ino))
         {
-            let name = Name { parent, name: entry.name, span: Span::of(&row) };
+            let name = Name { parent, name: entry.name, excluded: entry.excluded, span: Span::of(&row) };
             names.entry((keys::volume_of(row.key), entry.ino)).or_default().push(name);
         }
         Ok(())
@@ -179,15 +183,14 @@ fn names_of(
 /// Where one block version is seen.
 fn places(
     volume: &Volume,
-    vol: VolumeId,
-    ino: Ino,
-    span: Span,
+    (vol, ino): (VolumeId, Ino),
+    (span, hidden): (Span, bool),
     names: &[Name],
     paths: &mut Paths<'_>,
 ) -> Vec<FilePlace> {
     let mut moments: Vec<(Option<Lsn>, When)> = volume
         .snapshots()
-        .filter(|(at, _)| span.shown_at(Some(*at)))
+        .filter(|(at, _)| !hidden && span.shown_at(Some(*at)))
         .map(|(at, s)| (Some(at), When::Snapshot(s.spec.name.clone())))
         .collect();
     if span.shown_at(None) {
@@ -199,7 +202,8 @@ fn places(
     }
     let mut found = Vec::new();
     for (at, when) in moments {
-        let shown: Vec<&Name> = names.iter().filter(|n| n.span.shown_at(at)).collect();
+        let shows = |n: &&Name| n.span.shown_at(at) && (at.is_none() || !n.excluded);
+        let shown: Vec<&Name> = names.iter().filter(shows).collect();
         if shown.is_empty() {
             let path = format!("(inode {ino}, without a name)").into_bytes();
             found.push(FilePlace { volume: volume.name.clone(), when: when.clone(), path });

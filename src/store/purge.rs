@@ -228,14 +228,14 @@ impl Store {
     /// # Errors
     /// From committing.
     pub fn purge_blocks(&self, purge: &Purge) -> Result<()> {
-        let vol = purge.vol;
+        let (vol, items) = (purge.vol, SWEEP_ITEMS_MAX as u32);
         loop {
-            let items = self.index.reaps_of(vol, &purge.inodes)?;
-            if items.is_empty() {
+            let found = self.index.reaps_of(vol, &purge.inodes)?;
+            if found.is_empty() {
                 break;
             }
-            for item in items {
-                self.commit(vec![Edit::Reap { vol, ino: item.ino, cut: item.cut }], None)?;
+            for item in found {
+                self.commit(vec![Edit::Reap { vol, ino: item.ino, cut: item.cut, items }], None)?;
             }
         }
         for ino in &purge.inodes {

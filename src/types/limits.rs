@@ -1,7 +1,7 @@
 //! Every fixed limit in one place; what an operator may tune is in [`crate::store::config`].
 
 /// Version of the on-disk format; a store of another version is refused.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Bytes of a file block, the unit of the file map. Recipes never cross a block border.
 pub const BLOCK_BYTES: u64 = 256 * 1024;

@@ -97,6 +97,38 @@ pub(super) fn kill_privileges(attrs: &mut Attrs) {
     }
 }
 
+/// Attributes of a new inode.
+pub(super) fn new_attrs(
+    kind: FileKind,
+    mode: u16,
+    owner: (u32, u32),
+    now: Timestamp,
+    generation: u64,
+) -> Attrs {
+    Attrs {
+        kind,
+        mode,
+        uid: owner.0,
+        gid: owner.1,
+        nlink: if kind == FileKind::Dir { 2 } else { 1 },
+        size: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+        rdev: 0,
+        generation,
+        parent: Ino(0),
+        name: [0; 16],
+        author: owner.0,
+        entries: 0,
+        xattrs: 0,
+        target: Vec::new(),
+        excluded: false,
+        hidden: None,
+    }
+}
+
 impl Volume {
     /// The attributes of an inode.
     ///
@@ -210,35 +242,5 @@ impl Volume {
         } else {
             Err(FsError::Invalid("not a symbolic link"))
         }
-    }
-}
-
-/// Attributes of a new inode.
-pub(super) fn new_attrs(
-    kind: FileKind,
-    mode: u16,
-    owner: (u32, u32),
-    now: Timestamp,
-    generation: u64,
-) -> Attrs {
-    Attrs {
-        kind,
-        mode,
-        uid: owner.0,
-        gid: owner.1,
-        nlink: if kind == FileKind::Dir { 2 } else { 1 },
-        size: 0,
-        atime: now,
-        mtime: now,
-        ctime: now,
-        btime: now,
-        rdev: 0,
-        generation,
-        parent: Ino(0),
-        name: [0; 16],
-        author: owner.0,
-        entries: 0,
-        xattrs: 0,
-        target: Vec::new(),
     }
 }

@@ -73,8 +73,8 @@ impl Volume {
     /// what it was under that; else what the name had meant earlier. A `user` is told only what he could read.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when the name never meant anything that is still known, [`FsError::IsDir`], from the
-    /// store.
+    /// [`FsError::NotFound`] when the name never meant anything that is still known, [`FsError::IsDir`],
+    /// [`FsError::Refused`] for what has no history, from the store.
     pub fn versions(
         &self,
         place: Place,
@@ -86,13 +86,24 @@ impl Volume {
             return Err(FsError::IsDir);
         }
         self.commit_file(newest.item.ino)?;
-        let mut walk = Walk { volume: self, user, visit, pending: None, open: true };
+        let mut told = false;
+        let mut visit = |version| {
+            told = true;
+            visit(version)
+        };
+        let mut walk = Walk { volume: self, user, visit: &mut visit, pending: None, open: true };
         let mut next = Some(Meaning::of(place, &newest));
         while let Some(meaning) = next.filter(|_| walk.open) {
             walk.follow(meaning)?;
             next = self.before(meaning)?;
         }
-        walk.tell()
+        walk.tell()?;
+        if newest.item.excluded && !told {
+            return Err(FsError::Refused(
+                "it is excluded from the history, so no version of it is kept".into(),
+            ));
+        }
+        Ok(())
     }
 
     /// What a name meant last before the record `before`.
@@ -136,7 +147,7 @@ impl Volume {
             return Ok(None);
         }
         let entry = self.meaning_before(place, version.since.next())?;
-        let entry = entry.filter(|e| e.item.ino == now.ino && e.end > version.since);
+        let entry = entry.filter(|e| e.item.ino == now.ino && e.end > version.since && !e.item.excluded);
         Ok(entry.map(|span| Meaning { end: span.end.min(now.since), ..Meaning::of(place, &span) }))
     }
 }

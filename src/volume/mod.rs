@@ -14,6 +14,7 @@ mod changes;
 mod copy;
 mod dir;
 mod error;
+mod exclusion;
 mod extents;
 mod file;
 mod flush;
@@ -25,6 +26,7 @@ pub mod purge;
 mod range;
 mod rename;
 pub mod restore;
+mod revealing;
 mod snapshot;
 mod user;
 mod xattr;
@@ -41,7 +43,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 
 pub use access::AccessTimes;
-use attr::new_attrs;
 pub use attr::{Attr, SetAttr, Writer};
 pub use changes::{Change, How, Scope, What};
 pub use copy::CopySource;
@@ -63,8 +64,10 @@ use crate::types::error::IoContext;
 use crate::types::limits::{INO_MAX, VOLUMES_MAX};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 use access::Accesses;
+use attr::new_attrs;
 use budget::Budget;
 use cell::{Cell, Cells};
+use exclusion::Exclusions;
 use flush::Flusher;
 
 /// The volume that `init` promises.
@@ -109,6 +112,8 @@ pub struct Volume {
     next_ino: AtomicU64,
     /// One change of names at a time, so that a look-up made under it still holds when its record commits.
     namespace: Mutex<()>,
+    /// What gets no history.
+    exclusions: Mutex<Exclusions>,
     /// One restore or purge at a time; taken before every other lock but `admin`.
     restoring: Mutex<()>,
     /// The first inode numbers of stages that a restore of this process is preparing.
@@ -261,6 +266,7 @@ impl Volumes {
                 name: name.to_owned(),
                 next_ino: AtomicU64::new(next_ino),
                 namespace: Mutex::new(()),
+                exclusions: Mutex::default(),
                 restoring: Mutex::new(()),
                 staging: Mutex::default(),
             })

@@ -88,9 +88,14 @@ impl Volume {
         let _gate = self.enter();
         let _names = self.namespace.lock();
         let cell = self.cell(parent)?;
+        let exists = self.view(None).dirent(parent, &hash)?.is_some();
+        let excluded = !exists && self.excludes(parent, name)?;
+        if !exists {
+            self.admit(parent, !excluded, excluded)?;
+        }
         let mut dir = cell.state.write();
         Self::check_parent(&dir.attrs)?;
-        if self.view(None).dirent(parent, &hash)?.is_some() {
+        if exists {
             return Err(FsError::Exists);
         }
         let now = self.shared.now();
@@ -104,7 +109,10 @@ impl Volume {
         let mut parent_attrs = dir.attrs.clone();
         parent_attrs.entries = parent_attrs.entries.saturating_add(1);
         (parent_attrs.mtime, parent_attrs.ctime) = (now, now);
-        (attrs.parent, attrs.name) = (parent, hash);
+        (attrs.parent, attrs.name, attrs.excluded) = (parent, hash, excluded);
+        if excluded {
+            parent_attrs.count_hidden(1, node.kind);
+        }
         if node.kind == FileKind::Dir {
             parent_attrs.nlink = parent_attrs.nlink.checked_add(1).ok_or(FsError::TooManyLinks)?;
         }
@@ -113,7 +121,7 @@ impl Volume {
         attrs.target = node.target;
         let acls = self.inherit(parent, &dir.attrs, node.umask, &mut attrs)?;
         let ino = self.new_ino()?;
-        let dirent = Dirent { ino, kind: node.kind, name: name.to_vec() };
+        let dirent = Dirent { ino, kind: node.kind, name: name.to_vec(), excluded };
         let vol = self.vol;
         let mut edits = vec![
             Edit::PutInode { vol, ino, attrs: attrs.clone() },
@@ -142,6 +150,17 @@ impl Volume {
             let _gate = self.enter();
             let _names = self.namespace.lock();
             let (dir_cell, file_cell) = (self.cell(parent)?, self.cell(ino)?);
+            let exists = self.view(None).dirent(parent, &hash)?.is_some();
+            // What has a history keeps it under all its names.
+            let (was_excluded, goes_on) = {
+                let file = file_cell.state.read();
+                let named = !file.gone && (1..LINKS_MAX).contains(&file.attrs.nlink);
+                (file.attrs.excluded, !exists && named && file.attrs.kind != FileKind::Dir)
+            };
+            let excluded = was_excluded && goes_on && self.excludes(parent, name)?;
+            if goes_on {
+                self.admit(parent, !excluded, excluded)?;
+            }
             if parent == ino {
                 return Err(FsError::NotPermitted("a directory cannot have a second name"));
             }
@@ -164,7 +183,7 @@ impl Volume {
             if file.attrs.nlink >= LINKS_MAX {
                 return Err(FsError::TooManyLinks);
             }
-            if self.view(None).dirent(parent, &hash)?.is_some() {
+            if exists {
                 return Err(FsError::Exists);
             }
             let now = self.shared.now();
@@ -173,8 +192,11 @@ impl Volume {
             (dir_attrs.mtime, dir_attrs.ctime) = (now, now);
             file_attrs.nlink += 1;
             file_attrs.ctime = now;
-            (file_attrs.parent, file_attrs.name) = (parent, hash);
-            let dirent = Dirent { ino, kind: file_attrs.kind, name: name.to_vec() };
+            (file_attrs.parent, file_attrs.name, file_attrs.excluded) = (parent, hash, excluded);
+            if excluded {
+                dir_attrs.count_hidden(1, file_attrs.kind);
+            }
+            let dirent = Dirent { ino, kind: file_attrs.kind, name: name.to_vec(), excluded };
             let nlink = file_attrs.nlink;
             self.commit(
                 vec![
@@ -186,7 +208,7 @@ impl Volume {
             )?;
             dir.attrs = dir_attrs;
             (file.attrs.nlink, file.attrs.ctime) = (nlink, now);
-            (file.attrs.parent, file.attrs.name) = (parent, hash);
+            (file.attrs.parent, file.attrs.name, file.attrs.excluded) = (parent, hash, excluded);
         }
         self.getattr(None, ino)
     }
@@ -257,6 +279,9 @@ impl Volume {
         attrs.nlink = if directory { 0 } else { attrs.nlink.saturating_sub(1) };
         if directory {
             dir_attrs.nlink = dir_attrs.nlink.saturating_sub(1);
+        }
+        if entry.excluded {
+            dir_attrs.count_hidden(-1, entry.kind);
         }
         attrs.unname(parent, &hash);
         let (nlink, place) = (attrs.nlink, (attrs.parent, attrs.name));

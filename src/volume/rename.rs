@@ -6,6 +6,7 @@ use parking_lot::RwLockWriteGuard;
 
 use super::cell::Live;
 use super::namespace::check_name;
+use super::revealing::Revealing;
 use super::{CellRef, FsError, FsResult, Volume};
 use crate::store::model::{Attrs, Dirent, Edit, FileKind, RequestId};
 use crate::types::{Ino, Timestamp};
@@ -45,15 +46,49 @@ impl Volume {
         check_name(from.1)?;
         check_name(to.1)?;
         // Write-temp-and-rename must never show an empty file, so data goes before names.
+        let mut dirs = false;
         for place in [from, to] {
-            if let Some(entry) = self.entry(None, place.0, place.1)?
-                && entry.kind == FileKind::File
-            {
-                self.commit_file(entry.ino)?;
+            match self.entry(None, place.0, place.1)? {
+                Some(entry) if entry.kind == FileKind::File => self.commit_file(entry.ino)?,
+                entry => dirs |= entry.is_some_and(|entry| entry.kind == FileKind::Dir),
             }
+        }
+        if dirs {
+            self.reveal_moved(from, to, mode)?;
         }
         let _gate = self.enter();
         let _names = self.namespace.lock();
+        let Some((source, target)) = self.look_up(from, to, mode)? else { return Ok(None) };
+        let moved = self.moved(from, to, mode, &source, target.as_ref())?;
+        // What came in since `reveal_moved`.
+        let mut revealing = Revealing::new(&moved);
+        while revealing.step(self)? {}
+        for ((entry, path), (dir, _)) in moved.iter().zip([to, from]) {
+            let excluded = entry.excluded && path.is_none();
+            let hides =
+                entry.kind == FileKind::Dir && self.inode(None, entry.ino)?.item.attrs.hidden.is_some();
+            self.admit(dir, !excluded, excluded || hides)?;
+        }
+        let stay = moved.iter().map(|(entry, path)| entry.excluded && path.is_none());
+        let stay: Vec<bool> = stay.collect();
+        let dirs = moved.iter().any(|(entry, _)| entry.kind == FileKind::Dir);
+        let ino = source.ino;
+        let change = Change { volume: self, from, to, source, target, stay, mode, now: self.shared.now() };
+        let orphan = change.commit(request)?;
+        if dirs {
+            self.forget_paths();
+        }
+        self.completed(ino);
+        Ok(orphan)
+    }
+
+    /// What both names mean; nothing if they are two names of one file: then nothing happens, says POSIX.
+    fn look_up(
+        &self,
+        from: Place<'_>,
+        to: Place<'_>,
+        mode: RenameMode,
+    ) -> FsResult<Option<(Dirent, Option<Dirent>)>> {
         let source = self.entry(None, from.0, from.1)?.ok_or(FsError::NotFound)?;
         let target = self.entry(None, to.0, to.1)?;
         match (mode, &target) {
@@ -61,16 +96,56 @@ impl Volume {
             (RenameMode::Exchange, None) => return Err(FsError::NotFound),
             _ => {}
         }
-        // Two names of one file: nothing happens, says POSIX.
         if target.as_ref().is_some_and(|t| t.ino == source.ino) {
             return Ok(None);
         }
         self.check_loops(from.0, to.0, &source, target.as_ref(), mode)?;
-        let ino = source.ino;
-        let change = Change { volume: self, from, to, source, target, mode, now: self.shared.now() };
-        let orphan = change.commit(request)?;
-        self.completed(ino);
-        Ok(orphan)
+        // What will fail must not reveal anything before.
+        for dir in [from.0, to.0] {
+            Self::check_parent(&self.inode(None, dir)?.item.attrs)?;
+        }
+        if let Some(replaced) = target.as_ref().filter(|_| mode == RenameMode::Replace) {
+            match (source.kind == FileKind::Dir, replaced.kind == FileKind::Dir) {
+                (true, false) => return Err(FsError::NotDir),
+                (false, true) => return Err(FsError::IsDir),
+                (true, true) if self.inode(None, replaced.ino)?.item.attrs.entries > 0 => {
+                    return Err(FsError::NotEmpty);
+                }
+                _ => {}
+            }
+        }
+        Ok(Some((source, target)))
+    }
+
+    /// What gets another name, first what `to` will mean, and its path then if that is not excluded.
+    fn moved(
+        &self,
+        from: Place<'_>,
+        to: Place<'_>,
+        mode: RenameMode,
+        source: &Dirent,
+        target: Option<&Dirent>,
+    ) -> FsResult<Vec<(Dirent, Option<Vec<u8>>)>> {
+        let mut moved = vec![(source.clone(), self.placed(to.0, to.1)?)];
+        if let Some(target) = target.filter(|_| mode == RenameMode::Exchange) {
+            moved.push((target.clone(), self.placed(from.0, from.1)?));
+        }
+        Ok(moved)
+    }
+
+    /// Makes most of what a directory holds ordinary that is about to leave an excluded place, while programs go
+    /// on.
+    fn reveal_moved(&self, from: Place<'_>, to: Place<'_>, mode: RenameMode) -> FsResult<()> {
+        let mut revealing: Option<Revealing> = None;
+        loop {
+            let _gate = self.enter();
+            let _names = self.namespace.lock();
+            let Some((source, target)) = self.look_up(from, to, mode)? else { return Ok(()) };
+            let moved = self.moved(from, to, mode, &source, target.as_ref())?;
+            if !revealing.get_or_insert_with(|| Revealing::new(&moved)).step(self)? {
+                return Ok(());
+            }
+        }
     }
 
     /// A directory must not move beneath itself.
@@ -123,6 +198,8 @@ struct Change<'a> {
     to: Place<'a>,
     source: Dirent,
     target: Option<Dirent>,
+    /// Whether what `to` means then, and in an exchange what `from` means, is excluded.
+    stay: Vec<bool>,
     mode: RenameMode,
     now: Timestamp,
 }
@@ -146,19 +223,20 @@ impl Change<'_> {
             .iter()
             .map(|(ino, attrs)| Edit::PutInode { vol, ino: *ino, attrs: attrs.clone() })
             .collect();
-        let put = |place: Place<'_>, entry: &Dirent| Edit::PutDirent {
+        let put = |place: Place<'_>, entry: &Dirent, excluded: bool| Edit::PutDirent {
             vol,
             parent: place.0,
             hash: volume.name_hash(place.1),
-            dirent: Dirent { ino: entry.ino, kind: entry.kind, name: place.1.to_vec() },
+            dirent: Dirent { ino: entry.ino, kind: entry.kind, name: place.1.to_vec(), excluded },
         };
+        let [source_stays, target_stays] = self.stays();
         match (&self.target, self.mode) {
-            (Some(target), RenameMode::Exchange) => edits.push(put(self.from, target)),
+            (Some(target), RenameMode::Exchange) => edits.push(put(self.from, target, target_stays)),
             _ => {
                 edits.push(Edit::DelDirent { vol, parent: self.from.0, hash: volume.name_hash(self.from.1) });
             }
         }
-        edits.push(put(self.to, &self.source));
+        edits.push(put(self.to, &self.source, source_stays));
         if let Some(ino) = orphan {
             edits.push(Edit::Orphan { vol, ino, orphan: true });
         }
@@ -185,14 +263,15 @@ impl Change<'_> {
             Volume::check_parent(dir)?;
             (dir.mtime, dir.ctime) = (self.now, self.now);
         }
-        let source_dir = self.source.kind == FileKind::Dir;
-        if let Some(source) = attrs.get_mut(&self.source.ino) {
-            source.ctime = self.now;
-            (source.parent, source.name) = (self.to.0, self.volume.name_hash(self.to.1));
+        let [source_stays, target_stays] = self.stays();
+        let (source, now) = (&self.source, self.now);
+        if let Some(attrs) = attrs.get_mut(&source.ino) {
+            (attrs.ctime, attrs.excluded) = (now, attrs.excluded && source_stays);
+            (attrs.parent, attrs.name) = (self.to.0, self.volume.name_hash(self.to.1));
         }
         let Some(target) = &self.target else {
-            self.add(attrs, self.from.0, -1, source_dir);
-            self.add(attrs, self.to.0, 1, source_dir);
+            add(attrs, self.from.0, -1, source.kind, source.excluded);
+            add(attrs, self.to.0, 1, source.kind, source_stays);
             return Ok(None);
         };
         let target_dir = target.kind == FileKind::Dir;
@@ -200,34 +279,37 @@ impl Change<'_> {
         replaced.ctime = self.now;
         if self.mode == RenameMode::Exchange {
             (replaced.parent, replaced.name) = (self.from.0, self.volume.name_hash(self.from.1));
-            self.add(attrs, self.from.0, -1, source_dir);
-            self.add(attrs, self.to.0, 1, source_dir);
-            self.add(attrs, self.to.0, -1, target_dir);
-            self.add(attrs, self.from.0, 1, target_dir);
+            replaced.excluded &= target_stays;
+            add(attrs, self.from.0, -1, source.kind, source.excluded);
+            add(attrs, self.to.0, 1, source.kind, source_stays);
+            add(attrs, self.to.0, -1, target.kind, target.excluded);
+            add(attrs, self.from.0, 1, target.kind, target_stays);
             return Ok(None);
-        }
-        match (source_dir, target_dir) {
-            (true, false) => return Err(FsError::NotDir),
-            (false, true) => return Err(FsError::IsDir),
-            (true, true) if replaced.entries > 0 => return Err(FsError::NotEmpty),
-            _ => {}
         }
         replaced.nlink = if target_dir { 0 } else { replaced.nlink.saturating_sub(1) };
         replaced.unname(self.to.0, &self.volume.name_hash(self.to.1));
         let orphan = (replaced.nlink == 0).then_some(target.ino);
-        self.add(attrs, self.from.0, -1, source_dir);
-        self.add(attrs, self.to.0, 1, source_dir);
-        self.add(attrs, self.to.0, -1, target_dir);
+        add(attrs, self.from.0, -1, source.kind, source.excluded);
+        add(attrs, self.to.0, 1, source.kind, source_stays);
+        add(attrs, self.to.0, -1, target.kind, target.excluded);
         Ok(orphan)
     }
 
-    /// Counts an entry that a directory gains or loses.
-    fn add(&self, attrs: &mut BTreeMap<Ino, Attrs>, dir: Ino, sign: i32, is_dir: bool) {
-        if let Some(dir) = attrs.get_mut(&dir) {
-            dir.entries = dir.entries.saturating_add_signed(i64::from(sign));
-            if is_dir {
-                dir.nlink = dir.nlink.saturating_add_signed(sign);
-            }
+    /// Whether the source, and in an exchange the target, is excluded under its new name.
+    fn stays(&self) -> [bool; 2] {
+        [0, 1].map(|which| self.stay.get(which).copied().unwrap_or(false))
+    }
+}
+
+/// Counts an entry that a directory gains or loses.
+fn add(attrs: &mut BTreeMap<Ino, Attrs>, dir: Ino, sign: i32, kind: FileKind, excluded: bool) {
+    if let Some(dir) = attrs.get_mut(&dir) {
+        dir.entries = dir.entries.saturating_add_signed(i64::from(sign));
+        if kind == FileKind::Dir {
+            dir.nlink = dir.nlink.saturating_add_signed(sign);
+        }
+        if excluded {
+            dir.count_hidden(sign, kind);
         }
     }
 }

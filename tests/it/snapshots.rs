@@ -2,6 +2,7 @@
 
 mod contents;
 mod diff;
+mod exclusions;
 mod forgetting;
 mod log;
 mod names;

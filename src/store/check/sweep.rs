@@ -7,7 +7,7 @@ use crate::store::Store;
 use crate::store::index::frozen::VersionRow;
 use crate::store::index::keys::{self, Family};
 use crate::store::index::{Frozen, Index, wants_rebind};
-use crate::store::model::{Dirent, FileKind, Inode, Recipe, Xattr};
+use crate::store::model::{Dirent, FileKind, Hidden, Inode, Recipe, Xattr};
 use crate::store::problem::Part;
 use crate::types::limits::INLINE_KEEP_BYTES;
 use crate::types::{ChunkId, Error, Ino, Lsn, Result, VolumeId};
@@ -27,6 +27,13 @@ pub(super) struct Node {
     pub(super) place: (Ino, [u8; 16]),
     /// Those of the last name found.
     pub(super) found_place: (Ino, [u8; 16]),
+    pub(super) excluded: bool,
+    pub(super) hidden: Option<Hidden>,
+    pub(super) found_hidden: Hidden,
+    /// Entries that points show.
+    pub(super) named_openly: u32,
+    /// Versions of it, of its blocks or attributes in the history.
+    pub(super) past: u64,
 }
 
 /// Sums over one volume.
@@ -96,6 +103,11 @@ impl Store {
         if let Some(end) = row.end {
             totals.history.0 += 1;
             totals.history.1 = totals.history.1.wrapping_add(ended_hash(row.key, end));
+            // The heads came before.
+            let node = sweep.nodes.get_mut(&(vol, ino));
+            if let Some(node) = node.filter(|_| keys::family_of(row.key) != Some(Family::Dirent)) {
+                node.past += 1;
+            }
         }
         match keys::family_of(row.key) {
             Some(Family::Block) => {
@@ -124,6 +136,7 @@ impl Store {
                     node.entries = inode.attrs.entries;
                     node.data_bytes = inode.data_bytes;
                     node.place = (inode.attrs.parent, inode.attrs.name);
+                    (node.excluded, node.hidden) = (inode.attrs.excluded, inode.attrs.hidden);
                 }
             }
             Some(Family::Dirent) => {
@@ -132,8 +145,11 @@ impl Store {
                     let parent = sweep.nodes.entry((vol, ino)).or_default();
                     parent.found_entries += 1;
                     parent.subdirs += u32::from(entry.kind == FileKind::Dir);
+                    parent.found_hidden.entries += u64::from(entry.excluded);
+                    parent.found_hidden.dirs += u32::from(entry.excluded && entry.kind == FileKind::Dir);
                     let named = sweep.nodes.entry((vol, entry.ino)).or_default();
                     named.named += 1;
+                    named.named_openly += u32::from(!entry.excluded);
                     named.found_place = (ino, keys::hash_of(row.key).unwrap_or_default());
                 }
             }
@@ -198,6 +214,11 @@ fn check_tree(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) {
             let (kept, found) = (node.data_bytes, node.found_data);
             findings.problem(Part::Derived, format!("{place}: {kept} data bytes stored, {found} found"));
         }
+        let above =
+            sweep.nodes.get(&(*vol, node.place.0)).filter(|_| kind == FileKind::Dir && node.named > 0);
+        for wrong in wrongly_hidden(node, above) {
+            findings.problem(Part::Index, format!("{place}: {wrong}"));
+        }
     }
     for (vol, volume) in &state.volumes {
         for at in volume.points.keys() {
@@ -207,4 +228,23 @@ fn check_tree(frozen: &Frozen<'_>, sweep: &Sweep, findings: &mut Findings) {
             }
         }
     }
+}
+
+/// What does not hold of what no point shows.
+fn wrongly_hidden(node: &Node, above: Option<&Node>) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let (kept, found) = (node.hidden.unwrap_or_default(), node.found_hidden);
+    if kept != found {
+        wrong.push(format!("{kept:?} entries stored, {found:?} found"));
+    }
+    if node.hidden.is_some() && above.is_some_and(|above| above.hidden.is_none()) {
+        wrong.push("something excluded may lie below, which its directory does not know".to_owned());
+    }
+    if node.excluded && node.named_openly > 0 {
+        wrong.push("it is excluded, an entry that names it is not".to_owned());
+    }
+    if node.excluded && node.past > 0 {
+        wrong.push(format!("it is excluded, but the history has {} versions of it", node.past));
+    }
+    wrong
 }

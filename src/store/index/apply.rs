@@ -137,22 +137,26 @@ impl Txn<'_> {
                 volume.inodes += 1;
             }
         }
+        let stays = attrs.excluded && old.as_ref().is_some_and(|(_, i)| i.attrs.excluded);
         let (data_bytes, cuts) = old.map_or((0, Vec::new()), |(_, i)| (i.data_bytes, i.cuts));
-        self.put(&key, &Inode { attrs: attrs.clone(), data_bytes, cuts }, self.lsn)
+        let inode = Inode { attrs: attrs.clone(), data_bytes, cuts };
+        // An excluded inode has one version, as long as it is excluded.
+        if stays { self.amend(&key, &inode) } else { self.put(&key, &inode, self.lsn) }
     }
 
     fn del_inode(&mut self, vol: VolumeId, ino: Ino) -> Result<()> {
         let key = keys::inode(vol, ino);
         let Some((_, inode)) = self.head_item::<Inode>(&key)? else { return Ok(()) };
-        self.delete(&key, self.lsn)?;
-        if let Some(volume) = self.state.volume_mut(vol) {
-            volume.inodes = volume.inodes.saturating_sub(1);
-        }
+        // Before the inode, which says whether they are excluded.
         if inode.attrs.xattrs > 0 {
             let prefix = keys::prefix(vol, Family::Xattr, ino);
             for key in self.index.keys_with(HEADS, &prefix, usize::MAX)? {
                 self.delete(&key, self.lsn)?;
             }
+        }
+        self.delete(&key, self.lsn)?;
+        if let Some(volume) = self.state.volume_mut(vol) {
+            volume.inodes = volume.inodes.saturating_sub(1);
         }
         Ok(())
     }
@@ -230,11 +234,11 @@ impl Txn<'_> {
 
     fn cut(&mut self, vol: VolumeId, ino: Ino, from: u64, to: u64) -> Result<()> {
         // The row outlives the inode: of an inode that is gone, all blocks up to `to` go.
-        let mut row = from.to_le_bytes().to_vec();
-        row.extend_from_slice(&to.to_le_bytes());
-        self.put_row(meta::reap(vol, self.lsn, ino), row)?;
+        let head = self.head_item::<Inode>(&keys::inode(vol, ino))?;
+        let excluded = head.as_ref().is_some_and(|(_, inode)| inode.attrs.excluded);
+        self.put_row(meta::reap(vol, self.lsn, ino), reap_row(from, to, excluded))?;
         // A version that began earlier is about to end with this record; at its own points nothing was cut.
-        let head = self.head_item::<Inode>(&keys::inode(vol, ino))?.filter(|(since, _)| *since == self.lsn);
+        let head = head.filter(|(since, _)| *since == self.lsn || excluded);
         if let Some((_, mut inode)) = head {
             if inode.cuts.len() >= CUTS_MAX {
                 return Err(Error::corrupt("record", format!("lsn {}", self.lsn), "too many cuts"));
@@ -247,24 +251,22 @@ impl Txn<'_> {
 
     fn reap(&mut self, vol: VolumeId, ino: Ino, cut: Lsn, items: usize) -> Result<()> {
         let row = meta::reap(vol, cut, ino);
-        let Some((from, to)) = self.index.reap_range(&row)? else { return Ok(()) };
+        let Some((from, to, excluded)) = self.index.reap_range(&row)? else { return Ok(()) };
         let below = keys::block(vol, ino, to);
         let found = self.index.keys_between(HEADS, &keys::block(vol, ino, from), &below, items)?;
         let mut removed = 0;
+        self.unkept = excluded;
         for key in &found {
             if self.head(key)?.is_some_and(|s| s.since < cut) {
                 removed += self.drop_block(key, cut)?;
             }
         }
+        self.unkept = false;
         self.add_data_bytes(vol, ino, 0, removed)?;
         // Blocks written after the cut stay; go on behind what was looked at.
         let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b.saturating_add(1));
         match next.filter(|_| found.len() >= items) {
-            Some(next) => {
-                let mut value = next.to_le_bytes().to_vec();
-                value.extend_from_slice(&to.to_le_bytes());
-                self.put_row(row, value)
-            }
+            Some(next) => self.put_row(row, reap_row(next, to, excluded)),
             None => {
                 self.delete_row(&row);
                 if let Some(mut inode) = self.inode(vol, ino)? {
@@ -449,11 +451,19 @@ impl Txn<'_> {
     }
 }
 
+/// The value of a reap row.
+fn reap_row(from: u64, to: u64, excluded: bool) -> Vec<u8> {
+    let mut row = [from.to_le_bytes(), to.to_le_bytes()].concat();
+    row.extend(excluded.then_some(1u8));
+    row
+}
+
 impl Index {
-    fn reap_range(&self, row: &[u8]) -> Result<Option<(u64, u64)>> {
+    /// The blocks that are still to be reaped, and whether they are of an excluded file.
+    fn reap_range(&self, row: &[u8]) -> Result<Option<(u64, u64, bool)>> {
         let Some(value) = self.get("default", row)? else { return Ok(None) };
         let mut d = crate::types::wire::Decoder::new(&value);
-        let range = d.u64().and_then(|from| Ok((from, d.u64()?)));
+        let range = d.u64().and_then(|from| Ok((from, d.u64()?, !d.rest().is_empty())));
         range.map(Some).map_err(|e| damaged(row, e))
     }
 

@@ -253,9 +253,7 @@ impl Index {
             let (vol, []) = meta::split::<0>(key).ok_or_else(|| damaged(key, "bad key"))?;
             let row = self.sealer.open(key, value).map_err(|e| damaged(key, e))?;
             if let Some(volume) = state.volumes.get_mut(&vol) {
-                let mut d = crate::types::wire::Decoder::new(&row);
-                volume.policy =
-                    Policy::decode(&mut d).and_then(|p| d.end().map(|()| p)).map_err(|e| damaged(key, e))?;
+                volume.policy = Policy::decode_row(&row).map_err(|e| damaged(key, e))?;
             }
             Ok(true)
         })?;

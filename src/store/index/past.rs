@@ -2,7 +2,7 @@
 
 use super::keys::{self, Family};
 use super::rows::Stored;
-use super::view::{Version, View};
+use super::view::{Version, View, kind_of};
 use super::{HEADS, HISTORY, damaged, index_error};
 use crate::store::model::{Dirent, Inode, Item};
 use crate::types::{Ino, Lsn, Result};
@@ -87,15 +87,17 @@ impl View {
         mut visit: impl FnMut(Ino) -> Result<bool>,
     ) -> Result<()> {
         let prefix = keys::family(self.vol, Family::Inode);
-        self.scan(&prefix, &keys::inode(self.vol, from), &mut |since, _, key| {
+        self.scan(&prefix, &keys::inode(self.vol, from), &mut |since, stored, key| {
             let ino = keys::ino_of(key).ok_or_else(|| damaged(key, "bad key"))?;
-            if since > after { visit(ino) } else { Ok(true) }
+            let hidden = self.at.is_some() && Inode::is_excluded(&stored.public);
+            if since > after && !hidden { visit(ino) } else { Ok(true) }
         })
     }
 
     /// An entry of a directory, with the LSN at which it began.
     pub fn entry(&self, parent: Ino, hash: &[u8; 16]) -> Result<Option<Version<Dirent>>> {
-        self.get(&keys::dirent(self.vol, parent, hash))
+        let found = self.get::<Dirent>(&keys::dirent(self.vol, parent, hash))?;
+        Ok(found.filter(|v| self.at.is_none() || !v.item.excluded))
     }
 
     /// Visits the entries that name an inode which `wanted` accepts: those of one directory, or of the whole
@@ -112,7 +114,7 @@ impl View {
         };
         self.scan(&prefix, &prefix, &mut |since, stored, key| {
             let ino = Dirent::ino_of(&stored.public).map_err(|e| damaged(key, e))?;
-            if !wanted(ino) {
+            if !wanted(ino) || (self.at.is_some() && kind_of(stored, key)?.1) {
                 return Ok(true);
             }
             let (parent, hash) =

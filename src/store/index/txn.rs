@@ -9,7 +9,7 @@ use super::keys::{self, Family, meta};
 use super::rows::{ChunkEntry, Stored};
 use super::{CHUNKS, HEADS, HISTORY, Index, State, damaged, index_error};
 use crate::store::chunks::pack::Location;
-use crate::store::model::{Item, Recipe, Split};
+use crate::store::model::{Dirent, Inode, Item, Recipe, Split};
 use crate::types::limits::{INLINE_KEEP_BYTES, RECIPE_PIECES_TARGET};
 use crate::types::{ChunkId, Error, Ino, Lsn, Result, VolumeId};
 
@@ -29,6 +29,8 @@ pub(super) struct Txn<'a> {
     batch: WriteBatch,
     heads: HashMap<Vec<u8>, Option<Stored>>,
     chunks: HashMap<ChunkId, ChunkEntry>,
+    /// The blocks that end now are of an excluded file, which may be gone.
+    pub(super) unkept: bool,
 }
 
 /// Whether a block version should be given another representation in the background.
@@ -84,6 +86,7 @@ impl<'a> Txn<'a> {
             batch: WriteBatch::default(),
             heads: HashMap::new(),
             chunks: HashMap::new(),
+            unkept: false,
         }
     }
 
@@ -106,7 +109,7 @@ impl<'a> Txn<'a> {
     /// Begins a new version of `key` at this record, ending the one before at `end` (normally this record).
     pub(super) fn put(&mut self, key: &[u8], item: &impl Item, end: Lsn) -> Result<()> {
         if let Some(old) = self.head(key)? {
-            self.end_version(key, &old, end)?;
+            self.end_version(key, &old, end, true)?;
         }
         let stored = self.index.stored(key, self.lsn, item.split())?;
         self.state.digest = self.state.digest.wrapping_add(stored.check);
@@ -127,7 +130,7 @@ impl<'a> Txn<'a> {
     pub(super) fn delete(&mut self, key: &[u8], end: Lsn) -> Result<Option<Stored>> {
         let old = self.head(key)?;
         if let Some(old) = &old {
-            self.end_version(key, old, end)?;
+            self.end_version(key, old, end, false)?;
             self.heads.insert(key.to_vec(), None);
         }
         Ok(old)
@@ -155,7 +158,7 @@ impl<'a> Txn<'a> {
     }
 
     /// Takes a version out of the heads: into the history if some point needs it, else away for good.
-    fn end_version(&mut self, key: &[u8], old: &Stored, end: Lsn) -> Result<()> {
+    fn end_version(&mut self, key: &[u8], old: &Stored, end: Lsn, replaced: bool) -> Result<()> {
         let vol = keys::volume_of(key);
         self.state.digest = self.state.digest.wrapping_sub(old.check);
         let block = keys::family_of(key) == Some(Family::Block);
@@ -166,6 +169,7 @@ impl<'a> Txn<'a> {
         } else {
             None
         };
+        let first = if first.is_some() && self.is_excluded(key, old, replaced)? { None } else { first };
         if let Some(volume) = self.state.volume_mut(vol).filter(|_| block) {
             volume.live_bytes = volume.live_bytes.saturating_sub(bytes);
             volume.history_bytes += if first.is_some() { bytes } else { 0 };
@@ -179,6 +183,25 @@ impl<'a> Txn<'a> {
                 Ok(())
             }
             None => self.release_block(key, old.since, recipe.as_ref()),
+        }
+    }
+
+    /// Whether no point needs a version that ends, because none shows what it is of.
+    fn is_excluded(&mut self, key: &[u8], old: &Stored, replaced: bool) -> Result<bool> {
+        match keys::family_of(key) {
+            // Only what makes it ordinary replaces an excluded inode. The last version from before stays where points
+            // were made during its life: it says that at these points there was nothing to be seen yet.
+            Some(Family::Inode) => Ok(!replaced && Inode::is_excluded(&old.public)),
+            Some(Family::Dirent) => {
+                Dirent::kind_of(&old.public).map(|(_, excluded)| excluded).map_err(|e| damaged(key, e))
+            }
+            Some(Family::Block | Family::Xattr) if !self.unkept => {
+                let Some(ino) = keys::ino_of(key) else { return Ok(false) };
+                let inode = self.head(&keys::inode(keys::volume_of(key), ino))?;
+                Ok(inode.is_some_and(|inode| Inode::is_excluded(&inode.public)))
+            }
+            Some(Family::Block | Family::Xattr) => Ok(true),
+            None => Ok(false),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::keys::{self, Family};
 use super::rows::Stored;
 use super::{HEADS, HISTORY, Index, damaged, index_error};
-use crate::store::model::{Dirent, Inode, Item, Recipe, Xattr};
+use crate::store::model::{Dirent, FileKind, Inode, Item, Recipe, Xattr};
 use crate::types::{Ino, Lsn, Result, VolumeId};
 
 /// An item and the LSN at which this version of it began.
@@ -19,6 +19,11 @@ pub struct Version<T> {
 
 /// Called with the birth, the row and the key of each version met; false ends the scan.
 pub(super) type Visit<'a> = dyn FnMut(Lsn, &Stored, &[u8]) -> Result<bool> + 'a;
+
+/// What a stored entry names, and whether it is excluded.
+pub(super) fn kind_of(stored: &Stored, key: &[u8]) -> Result<(FileKind, bool)> {
+    Dirent::kind_of(&stored.public).map_err(|e| damaged(key, e))
+}
 
 /// A volume as it is, or as it was at a point.
 #[derive(Clone)]
@@ -59,14 +64,18 @@ impl View {
         }
     }
 
-    /// An inode.
+    /// An inode. A point shows nothing of what is excluded.
     pub fn inode(&self, ino: Ino) -> Result<Option<Version<Inode>>> {
-        self.get(&keys::inode(self.vol, ino))
+        let found = self.get::<Inode>(&keys::inode(self.vol, ino))?;
+        if self.at.is_none() {
+            return Ok(found);
+        }
+        Ok(found.and_then(|v| Some(Version { since: v.since, item: v.item.at_point()? })))
     }
 
     /// The entry of a directory whose name hashes to `hash`.
     pub fn dirent(&self, parent: Ino, hash: &[u8; 16]) -> Result<Option<Dirent>> {
-        Ok(self.get(&keys::dirent(self.vol, parent, hash))?.map(|v| v.item))
+        Ok(self.entry(parent, hash)?.map(|v| v.item))
     }
 
     /// What a block of `inode` is made of; an absent block is all zeros.
@@ -102,6 +111,28 @@ impl View {
         let prefix = keys::prefix(self.vol, Family::Dirent, parent);
         let from = keys::dirent(self.vol, parent, from);
         self.scan(&prefix, &from, &mut |_, stored, key| {
+            if self.at.is_some() && kind_of(stored, key)?.1 {
+                return Ok(true);
+            }
+            let hash = keys::hash_of(key).ok_or_else(|| damaged(key, "bad key"))?;
+            visit(hash, self.index.item(key, stored)?)
+        })
+    }
+
+    /// As [`View::readdir`], only the directories and what is excluded. No other name is opened.
+    pub fn readdir_marked(
+        &self,
+        parent: Ino,
+        from: &[u8; 16],
+        mut visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
+    ) -> Result<()> {
+        let prefix = keys::prefix(self.vol, Family::Dirent, parent);
+        let from = keys::dirent(self.vol, parent, from);
+        self.scan(&prefix, &from, &mut |_, stored, key| {
+            let (kind, excluded) = kind_of(stored, key)?;
+            if kind != FileKind::Dir && !excluded {
+                return Ok(true);
+            }
             let hash = keys::hash_of(key).ok_or_else(|| damaged(key, "bad key"))?;
             visit(hash, self.index.item(key, stored)?)
         })

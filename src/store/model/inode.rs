@@ -28,7 +28,17 @@ pub enum FileKind {
     Block = 7,
 }
 
+/// In the byte of the kind: there is no history of it.
+const EXCLUDED: u8 = 0x80;
+/// In the byte of a directory's kind: it has a [`Hidden`].
+const HIDES: u8 = 0x40;
+
 impl FileKind {
+    /// The kind, and which of the bits `marks` stand beside it.
+    fn marked(v: u8, marks: u8) -> Result<(FileKind, u8), WireError> {
+        Ok((FileKind::from_u8(v & !marks)?, v & marks))
+    }
+
     fn from_u8(v: u8) -> Result<FileKind, WireError> {
         use FileKind::*;
         [File, Dir, Symlink, Fifo, Socket, Char, Block]
@@ -36,6 +46,15 @@ impl FileKind {
             .find(|k| *k as u8 == v)
             .ok_or(WireError::Bad("file kind"))
     }
+}
+
+/// What of a directory no point shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hidden {
+    /// How many of its entries are excluded.
+    pub entries: u64,
+    /// How many of these are directories.
+    pub dirs: u32,
 }
 
 /// The attributes a record carries for an inode.
@@ -78,6 +97,11 @@ pub struct Attrs {
     pub xattrs: u32,
     /// Target of a symlink.
     pub target: Vec<u8>,
+    /// There is no history of it: no point shows it, and what it was before a change is gone with that. Set when it
+    /// is made or never; taken away once it gets a name that is not excluded.
+    pub excluded: bool,
+    /// Of a directory below which something excluded lies or lay: what is hidden. None spares every search.
+    pub hidden: Option<Hidden>,
 }
 
 /// Blocks `from..to` written before `lsn` count as holes: the constant-time part of a truncate or unlink.
@@ -106,6 +130,21 @@ impl Inode {
     /// The newest LSN at which `block` was cut, or zero.
     pub fn cut_at(&self, block: u64) -> Lsn {
         self.cuts.iter().filter(|c| c.from <= block && block < c.to).map(|c| c.lsn).max().unwrap_or(Lsn::ZERO)
+    }
+
+    /// Only whether there is no history of it, out of the public half.
+    pub fn is_excluded(public: &[u8]) -> bool {
+        public.first().is_some_and(|kind| kind & EXCLUDED != 0)
+    }
+
+    /// What a point shows of it: nothing of what is excluded, and no count of that.
+    pub fn at_point(mut self) -> Option<Inode> {
+        let attrs = &mut self.attrs;
+        if let Some(hidden) = attrs.hidden.take() {
+            attrs.entries = attrs.entries.saturating_sub(hidden.entries);
+            attrs.nlink = attrs.nlink.saturating_sub(hidden.dirs);
+        }
+        (!attrs.excluded).then_some(self)
     }
 }
 
@@ -139,21 +178,40 @@ impl Attrs {
         }
     }
 
+    /// Counts an excluded entry that a directory gains or loses.
+    pub fn count_hidden(&mut self, sign: i32, kind: FileKind) {
+        let hidden = self.hidden.get_or_insert_default();
+        hidden.entries = hidden.entries.saturating_add_signed(i64::from(sign));
+        if kind == FileKind::Dir {
+            hidden.dirs = hidden.dirs.saturating_add_signed(sign);
+        }
+    }
+
     /// Appends the public fields.
     pub(super) fn encode_public(&self, e: &mut Encoder) {
-        e.u8(self.kind as u8).u16(self.mode).u32(self.uid).u32(self.gid).u32(self.nlink);
+        let excluded = if self.excluded { EXCLUDED } else { 0 };
+        let hides = if self.hidden.is_some() { HIDES } else { 0 };
+        e.u8(self.kind as u8 | excluded | hides).u16(self.mode).u32(self.uid).u32(self.gid).u32(self.nlink);
         e.varint(self.size);
         for t in [self.atime, self.mtime, self.ctime, self.btime] {
             put_time(e, t);
         }
         e.u32(self.rdev).varint(self.generation).varint(self.parent.0).raw(&self.name).u32(self.author);
         e.varint(self.entries).varint(u64::from(self.xattrs));
+        if let Some(hidden) = self.hidden {
+            e.varint(hidden.entries).varint(u64::from(hidden.dirs));
+        }
     }
 
     /// Reads what [`Attrs::encode_public`] wrote; the target is left empty.
     pub(super) fn decode_public(d: &mut Decoder<'_>) -> Result<Attrs, WireError> {
+        let (kind, marks) = FileKind::marked(d.u8()?, EXCLUDED | HIDES)?;
+        let hidden = |d: &mut Decoder<'_>| {
+            let entries = d.number(INO_MAX, "entry count")?;
+            Ok(Hidden { entries, dirs: d.number(u64::from(u32::MAX), "link count")? as u32 })
+        };
         Ok(Attrs {
-            kind: FileKind::from_u8(d.u8()?)?,
+            kind,
             mode: d.u16()?,
             uid: d.u32()?,
             gid: d.u32()?,
@@ -171,6 +229,8 @@ impl Attrs {
             entries: d.number(INO_MAX, "entry count")?,
             xattrs: d.number(XATTR_LIST_BYTES_MAX as u64, "xattr count")? as u32,
             target: Vec::new(),
+            excluded: marks & EXCLUDED != 0,
+            hidden: if marks & HIDES != 0 { Some(hidden(d)?) } else { None },
         })
     }
 
@@ -223,17 +283,27 @@ pub struct Dirent {
     pub kind: FileKind,
     /// The name, without its directory.
     pub name: Vec<u8>,
+    /// No point shows it. What it names is excluded, too, unless that has got a name that is not.
+    pub excluded: bool,
 }
 
 impl Dirent {
     pub(super) fn encode(&self, e: &mut Encoder) {
-        e.varint(self.ino.0).u8(self.kind as u8).bytes(&self.name);
+        self.encode_public(e);
+        e.bytes(&self.name);
+    }
+
+    fn encode_public(&self, e: &mut Encoder) {
+        e.varint(self.ino.0).u8(self.kind as u8 | if self.excluded { EXCLUDED } else { 0 });
     }
 
     pub(super) fn decode(d: &mut Decoder<'_>) -> Result<Dirent, WireError> {
+        let ino = get_ino(d)?;
+        let (kind, marks) = FileKind::marked(d.u8()?, EXCLUDED)?;
         Ok(Dirent {
-            ino: get_ino(d)?,
-            kind: FileKind::from_u8(d.u8()?)?,
+            ino,
+            kind,
+            excluded: marks != 0,
             name: match d.bytes(NAME_BYTES_MAX, "name")? {
                 [] => return Err(WireError::Bad("name")),
                 name => name.to_vec(),
@@ -247,23 +317,32 @@ impl Dirent {
     pub fn ino_of(public: &[u8]) -> Result<Ino, WireError> {
         get_ino(&mut Decoder::new(public))
     }
+
+    /// Only what it is and whether no point shows it, out of the public half.
+    pub fn kind_of(public: &[u8]) -> Result<(FileKind, bool), WireError> {
+        let mut d = Decoder::new(public);
+        get_ino(&mut d)?;
+        let (kind, marks) = FileKind::marked(d.u8()?, EXCLUDED)?;
+        Ok((kind, marks != 0))
+    }
 }
 
 impl Item for Dirent {
     fn split(&self) -> Split {
         let mut e = Encoder::with_capacity(10);
-        e.varint(self.ino.0).u8(self.kind as u8);
+        self.encode_public(&mut e);
         Split { public: e.finish(), secret: self.name.clone() }
     }
 
     fn join(public: &[u8], secret: &[u8]) -> Result<Dirent, WireError> {
         let mut d = Decoder::new(public);
-        let (ino, kind) = (get_ino(&mut d)?, FileKind::from_u8(d.u8()?)?);
+        let ino = get_ino(&mut d)?;
+        let (kind, marks) = FileKind::marked(d.u8()?, EXCLUDED)?;
         d.end()?;
         if secret.is_empty() || secret.len() > NAME_BYTES_MAX {
             return Err(WireError::Bad("name"));
         }
-        Ok(Dirent { ino, kind, name: secret.to_vec() })
+        Ok(Dirent { ino, kind, name: secret.to_vec(), excluded: marks != 0 })
     }
 }
 

@@ -3,6 +3,7 @@
 //! Every item splits into a *public* part, which the index keeps as it is, and a *secret* part (names, link
 //! targets, extended attributes, inline bytes), which the index seals.
 
+mod edit;
 mod inode;
 mod past;
 mod policy;
@@ -11,11 +12,12 @@ mod record;
 mod request;
 mod snapshot;
 
-pub use inode::{Attrs, Cut, Dirent, FileKind, Inode, Xattr};
+pub use edit::Edit;
+pub use inode::{Attrs, Cut, Dirent, FileKind, Hidden, Inode, Xattr};
 pub use past::{ForgetFrom, ItemKey, PastVersion};
 pub use policy::{ImmutableStep, Policy, Retention, Share};
 pub use recipe::{Piece, Recipe, Source};
-pub use record::{Edit, Record};
+pub use record::Record;
 pub use request::RequestId;
 pub use snapshot::{SnapshotKind, SnapshotSpec};
 

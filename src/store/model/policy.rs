@@ -86,6 +86,8 @@ pub struct Policy {
     pub webhook: String,
     /// The immutable periods that still matter to some point, oldest first. Set through `Policy::set_immutable`.
     pub immutable: Vec<ImmutableStep>,
+    /// Globs of what gets no history when it is made, with all that is made below.
+    pub exclude: Vec<String>,
 }
 
 impl Default for Policy {
@@ -99,8 +101,21 @@ impl Default for Policy {
             on_close: Vec::new(),
             webhook: String::new(),
             immutable: Vec::new(),
+            exclude: Vec::new(),
         }
     }
+}
+
+fn encode_globs(globs: &[String], e: &mut Encoder) {
+    e.varint(globs.len() as u64);
+    for glob in globs {
+        e.bytes(glob.as_bytes());
+    }
+}
+
+fn decode_globs(d: &mut Decoder<'_>) -> Result<Vec<String>, WireError> {
+    let count = d.count(GLOBS_MAX, "glob count")?;
+    (0..count).map(|_| get_text(d, GLOB_BYTES_MAX)).collect()
 }
 
 impl Policy {
@@ -158,17 +173,16 @@ impl Policy {
         e.u32(r.hourly).u32(r.daily).u32(r.weekly).u32(r.monthly).u32(r.yearly);
         self.history_max.encode(e);
         self.free_min.encode(e);
-        e.varint(self.on_close.len() as u64);
-        for glob in &self.on_close {
-            e.bytes(glob.as_bytes());
-        }
+        encode_globs(&self.on_close, e);
         e.bytes(self.webhook.as_bytes());
         e.varint(self.immutable.len() as u64);
         for step in &self.immutable {
             e.i64(step.since.secs).u32(step.since.nanos).u64(step.secs);
         }
+        encode_globs(&self.exclude, e);
     }
 
+    /// Reads what [`Policy::encode`] wrote.
     pub(in crate::store) fn decode(d: &mut Decoder<'_>) -> Result<Policy, WireError> {
         let secs = |d: &mut Decoder<'_>| match d.u64()? {
             secs if secs <= POLICY_SECS_MAX => Ok(secs),
@@ -187,8 +201,7 @@ impl Policy {
             yearly: kept(d)?,
         };
         let (history_max, free_min) = (Share::decode(d)?, Share::decode(d)?);
-        let count = d.count(GLOBS_MAX, "glob count")?;
-        let on_close = (0..count).map(|_| get_text(d, GLOB_BYTES_MAX)).collect::<Result<_, _>>()?;
+        let on_close = decode_globs(d)?;
         let webhook = get_text(d, WEBHOOK_BYTES_MAX)?;
         let count = d.count(IMMUTABLE_STEPS_MAX, "step count")?;
         let immutable = (0..count)
@@ -198,6 +211,7 @@ impl Policy {
             })
             .collect::<Result<_, WireError>>()?;
         let (every_secs, continuous_secs) = periods;
+        let exclude = decode_globs(d)?;
         Ok(Policy {
             every_secs,
             continuous_secs,
@@ -207,7 +221,15 @@ impl Policy {
             on_close,
             webhook,
             immutable,
+            exclude,
         })
+    }
+
+    /// Reads all of a row.
+    pub(in crate::store) fn decode_row(row: &[u8]) -> Result<Policy, WireError> {
+        let mut d = Decoder::new(row);
+        let policy = Policy::decode(&mut d)?;
+        d.end().map(|()| policy)
     }
 }
 
@@ -250,10 +272,14 @@ mod tests {
     fn encoding_round_trips() {
         let mut policy = Policy { on_close: vec!["a/**/*.pt".into()], ..Policy::default() };
         policy.free_min = Share::Bytes(77);
+        policy.webhook = "https://example.com/x".into();
+        policy.exclude = vec!["scratch/**".into(), "**/*.tmp".into()];
         policy.set_immutable(at(9), 8).unwrap();
         let mut e = Encoder::new();
         policy.encode(&mut e);
-        assert_eq!(Policy::decode(&mut Decoder::new(&e.finish())), Ok(policy));
+        let bytes = e.finish();
+        assert_eq!(Policy::decode_row(&bytes), Ok(policy));
+        assert!(Policy::decode_row(&[bytes, vec![0]].concat()).is_err());
     }
 
     #[test]
@@ -278,7 +304,7 @@ mod tests {
     proptest! {
         #[test]
         fn hostile_policies_are_refused(bytes: Vec<u8>) {
-            let _ = Policy::decode(&mut Decoder::new(&bytes));
+            let _ = Policy::decode_row(&bytes);
         }
 
         #[test]

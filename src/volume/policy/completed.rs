@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::Globs;
-use crate::store::model::{FileKind, SnapshotKind};
+use crate::store::model::{Attrs, FileKind, SnapshotKind};
 use crate::types::limits::{TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::{Ino, Lsn, VolumeId};
 use crate::volume::snapshot::SnapshotCreate;
@@ -143,7 +143,9 @@ impl Shared {
             flushed?;
         }
         let view = self.store.view(vol, None);
-        let Some(inode) = view.inode(ino)?.filter(|i| i.item.attrs.kind == FileKind::File) else {
+        // A snapshot would not show what is excluded.
+        let watched = |attrs: &Attrs| attrs.kind == FileKind::File && !attrs.excluded;
+        let Some(inode) = view.inode(ino)?.filter(|i| watched(&i.item.attrs)) else {
             return Ok(None);
         };
         let Some(path) = view.path(ino)? else { return Ok(None) };

@@ -35,6 +35,11 @@ impl Globs {
         }
     }
 
+    /// Whether one of them matches `path`.
+    pub fn is_match(&self, path: &[u8]) -> bool {
+        self.set.is_match(path)
+    }
+
     /// The tags that the first glob which matches `path` gives it; `None` when none does.
     pub fn matches(&self, path: &[u8]) -> Option<Vec<(String, String)>> {
         let first = self.set.matches(path).into_iter().next()?;

@@ -40,10 +40,12 @@ pub enum Setting {
     Immutable(u64),
     /// Where alerts are sent; empty: nowhere.
     Webhook(String),
+    /// What gets no history.
+    Exclude(Vec<String>),
 }
 
-const KEYS: &str = "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, immutable, \
-     webhook";
+const KEYS: &str = "every, continuous, hourly, daily, weekly, monthly, yearly, history-max, free-min, on-close, \
+                    exclude, immutable, webhook";
 
 impl FromStr for Setting {
     type Err = SettingError;
@@ -77,16 +79,8 @@ impl FromStr for Setting {
             "yearly" => Setting::Yearly(count()?),
             "history-max" => Setting::HistoryMax(share()?),
             "free-min" => Setting::FreeMin(share()?),
-            "on-close" => {
-                // Every glob is a setting of its own on the command line; `on-close=` takes all away.
-                let globs: Vec<String> =
-                    Some(value.to_owned()).filter(|v| !v.is_empty()).into_iter().collect();
-                Globs::new(&globs).map_err(SettingError)?;
-                if value.len() > GLOB_BYTES_MAX {
-                    return Err(bad(format!("a glob has up to {GLOB_BYTES_MAX} bytes")));
-                }
-                Setting::OnClose(globs)
-            }
+            "on-close" => Setting::OnClose(glob(value).map_err(SettingError)?),
+            "exclude" => Setting::Exclude(glob(value).map_err(SettingError)?),
             "immutable" => Setting::Immutable(period()?),
             "webhook" if matches!(value, "off" | "") => Setting::Webhook(String::new()),
             "webhook" => {
@@ -99,7 +93,7 @@ impl FromStr for Setting {
 }
 
 impl Setting {
-    /// Reads settings; several `on-close` make one list.
+    /// Reads settings; several `on-close` make one list, and several `exclude`.
     ///
     /// # Errors
     /// What is wrong with the first that is.
@@ -111,12 +105,13 @@ impl Setting {
                 settings.iter_mut().find(|s| std::mem::discriminant(*s) == std::mem::discriminant(&setting));
             match (same, setting) {
                 (None, setting) => settings.push(setting),
-                (Some(Setting::OnClose(all)), Setting::OnClose(more)) => all.extend(more),
+                (Some(Setting::OnClose(all)), Setting::OnClose(more))
+                | (Some(Setting::Exclude(all)), Setting::Exclude(more)) => all.extend(more),
                 (Some(_), _) => return Err(SettingError(format!("{text:?}: it was set before"))),
             }
         }
         for setting in &settings {
-            if let Setting::OnClose(globs) = setting {
+            if let Setting::OnClose(globs) | Setting::Exclude(globs) = setting {
                 if globs.len() > GLOBS_MAX {
                     return Err(SettingError(format!("there can be {GLOBS_MAX} globs")));
                 }
@@ -145,6 +140,7 @@ impl Setting {
             Setting::OnClose(globs) => policy.on_close.clone_from(globs),
             Setting::Immutable(secs) => policy.set_immutable(now, *secs)?,
             Setting::Webhook(address) => policy.webhook.clone_from(address),
+            Setting::Exclude(globs) => policy.exclude.clone_from(globs),
         }
         Ok(())
     }
@@ -168,6 +164,7 @@ impl Setting {
         let webhook = if policy.webhook.is_empty() { "off" } else { &policy.webhook };
         all.push(("webhook", webhook.to_owned()));
         all.extend(policy.on_close.iter().map(|glob| ("on-close", glob.clone())));
+        all.extend(policy.exclude.iter().map(|glob| ("exclude", glob.clone())));
         all
     }
 }
@@ -182,6 +179,17 @@ fn check_address(text: &str) -> Result<(), String> {
             "it is an address that begins with https:// or http://, up to {WEBHOOK_BYTES_MAX} characters, or off"
         )),
     }
+}
+
+/// Every glob is a setting of its own on the command line; an empty value, or `off`, takes all away.
+fn glob(value: &str) -> Result<Vec<String>, String> {
+    let globs: Vec<String> =
+        Some(value.to_owned()).filter(|v| !matches!(v.as_str(), "" | "off")).into_iter().collect();
+    Globs::new(&globs)?;
+    if value.len() > GLOB_BYTES_MAX {
+        return Err(format!("a glob has up to {GLOB_BYTES_MAX} bytes"));
+    }
+    Ok(globs)
 }
 
 const UNITS: [(&str, u64); 4] = [("T", 1 << 40), ("G", 1 << 30), ("M", 1 << 20), ("K", 1 << 10)];
@@ -237,6 +245,8 @@ mod tests {
             "on-close=a/*.pt",
             "on-close={b,c}/**",
             "webhook=https://hooks.example/x?y=z",
+            "exclude=scratch/**",
+            "exclude=**/*.tmp",
         ];
         let policy = policy(&set);
         let shown: Vec<String> = Setting::of(&policy).iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -252,6 +262,8 @@ mod tests {
     fn lists_are_replaced_and_can_be_emptied() {
         assert_eq!(policy(&["on-close=x", "every=off"]).every_secs, 0);
         assert!(policy(&["on-close="]).on_close.is_empty());
+        assert!(policy(&["exclude=off", "on-close=off"]).exclude.is_empty());
+        assert_eq!(policy(&["exclude=a", "exclude=b"]).exclude, ["a", "b"]);
     }
 
     #[test]
@@ -271,10 +283,11 @@ mod tests {
             "free-min=99999999999T",
             "on-close=/a",
             "on-close={",
-            "exclude=x",
             "webhook=example.com",
             "webhook=https://",
             "webhook=http://a b",
+            "exclude=/x",
+            "excluded=x",
             "=",
             "immutable=7",
         ] {
@@ -286,7 +299,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics(key in "(every|daily|free-min|on-close|immutable|x)", value in "\\PC{0,12}") {
+        fn no_text_panics(key in "(every|daily|free-min|on-close|exclude|immutable|x)", value in "\\PC{0,12}") {
             let _ = Setting::all(&[format!("{key}={value}")]);
         }
     }

@@ -88,6 +88,8 @@ impl Volume {
         }
         if let Some(own) = attrs.get_mut(&dir) {
             own.entries = own.entries.saturating_sub(entries.len() as u64);
+            let excluded = entries.iter().filter(|(_, entry)| entry.excluded);
+            excluded.for_each(|(_, entry)| own.count_hidden(-1, entry.kind));
         }
         let mut emptied = Emptied::default();
         for (ino, attrs) in attrs.iter() {

@@ -9,6 +9,7 @@
 //! it counts as done after the restore.
 
 mod clean;
+mod kept;
 mod plan;
 mod rights;
 mod same;
@@ -108,6 +109,12 @@ impl Volumes {
             let counts = plan.counts;
             if dry_run || plan.is_empty() {
                 return Ok(Restored { counts, ..Restored::default() });
+            }
+            // What comes back has a history, so points are to show where it lies.
+            if let Some((dir, _)) = &restore.to
+                && volume.shows(*dir)?
+            {
+                continue;
             }
             let stage = volume.stage(restore, &plan, progress)?;
             if let Some(restored) = self.switch(volume, restore, &plan, stage)? {

@@ -89,7 +89,7 @@ impl Plan {
 }
 
 /// A live directory, and the one at the point that it is to be like, if it is part of the tree.
-type Dir = (Ino, Option<Ino>);
+pub(super) type Dir = (Ino, Option<Ino>);
 
 /// A file at the point that has several names.
 #[derive(Default)]
@@ -113,12 +113,12 @@ struct Pair {
 }
 
 pub(super) struct Planner<'a> {
-    volume: &'a Volume,
+    pub(super) volume: &'a Volume,
     past: View,
-    live: View,
-    restore: &'a Restore,
+    pub(super) live: View,
+    pub(super) restore: &'a Restore,
     /// Whether directories are replaced as a whole instead of looked into: the plan is short then.
-    whole: bool,
+    pub(super) whole: bool,
     plan: Plan,
     links: HashMap<Ino, Link>,
     /// Of live files with several names: what they were.
@@ -175,7 +175,7 @@ impl<'a> Planner<'a> {
     fn at_point(&self) -> FsResult<(Vec<Ino>, Dirent)> {
         let path = &self.restore.path;
         let mut chain = Vec::new();
-        let mut entry = Dirent { ino: Ino::ROOT, kind: FileKind::Dir, name: Vec::new() };
+        let mut entry = Dirent { ino: Ino::ROOT, kind: FileKind::Dir, name: Vec::new(), excluded: false };
         for (i, name) in path.iter().enumerate() {
             let shown = shown(path.get(..i).unwrap_or_default());
             let attrs = self.inode(&self.past, entry.ino)?.item.attrs;
@@ -225,6 +225,9 @@ impl<'a> Planner<'a> {
             }
             let entry = self.live.dirent(dir, &self.volume.name_hash(name))?;
             let last = i + 1 == path.len();
+            if entry.as_ref().is_some_and(|entry| entry.excluded) {
+                return self.check_may_go(entry.as_ref());
+            }
             match entry {
                 Some(entry) if !last => dir = entry.ino,
                 None if !last => {
@@ -240,10 +243,8 @@ impl<'a> Planner<'a> {
     /// Compares what a name meant with what it means.
     fn names(&mut self, dir: Dir, name: &[u8], source: &Dirent, now: Option<Dirent>) -> FsResult<()> {
         match now {
-            Some(now) if now.kind == FileKind::Dir && source.kind == FileKind::Dir && !self.whole => {
-                self.pair(source.ino, now.ino)
-            }
-            Some(now) if self.keeps(dir, source.ino, &now)? => Ok(()),
+            Some(now) if self.looks_into(source, &now)? => self.pair(source.ino, now.ino),
+            Some(now) if !now.excluded && self.keeps(dir, source.ino, &now)? => Ok(()),
             now => self.put(dir, name.to_vec(), source, now),
         }
     }
@@ -260,7 +261,7 @@ impl<'a> Planner<'a> {
                 };
                 let now = self.live.dirent(dir, &hash)?;
                 match now {
-                    Some(now) if now.kind == FileKind::Dir && source.kind == FileKind::Dir && !self.whole => {
+                    Some(now) if self.looks_into(&source, &now)? => {
                         check_depth(stack.len())?;
                         stack.push(self.open_pair(source.ino, now.ino)?);
                     }
@@ -363,6 +364,7 @@ impl<'a> Planner<'a> {
     }
 
     fn put(&mut self, dir: Dir, name: Vec<u8>, source: &Dirent, replaces: Option<Dirent>) -> FsResult<()> {
+        self.check_may_go(replaces.as_ref())?;
         self.touch_entries(dir)?;
         let one = source.kind != FileKind::Dir && replaces.as_ref().is_some_and(|r| r.kind != FileKind::Dir);
         if let Some(now) = &replaces {
@@ -405,7 +407,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn remove(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
+    pub(super) fn remove_whole(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
         self.touch_entries(dir)?;
         self.plan.counts.removed += self.gone(now.ino)?;
         let bytes = INODE_BYTES;

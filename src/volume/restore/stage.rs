@@ -187,7 +187,7 @@ impl Stager<'_> {
     }
 
     fn name(&mut self, dir: Ino, name: &[u8], ino: Ino, kind: FileKind) -> FsResult<()> {
-        let dirent = Dirent { ino, kind, name: name.to_vec() };
+        let dirent = Dirent { ino, kind, name: name.to_vec(), excluded: false };
         let hash = self.volume.name_hash(name);
         self.push(Edit::PutDirent { vol: self.volume.vol, parent: dir, hash, dirent }, name.len());
         self.commit_if_full().map(drop)

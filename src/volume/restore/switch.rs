@@ -46,7 +46,7 @@ impl Volumes {
             // In the order of their numbers.
             let mut states: BTreeMap<Ino, RwLockWriteGuard<'_, Live>> =
                 cells.iter().map(|(ino, cell)| (*ino, cell.state.write())).collect();
-            if !plan.holds(volume)? {
+            if !plan.holds(volume, &lost)? {
                 return Ok(None);
             }
             let mut attrs: BTreeMap<Ino, Attrs> =
@@ -112,9 +112,14 @@ impl Plan {
     }
 
     /// Whether the directories are as they were when they were looked at, and so their entries. Reading makes a
-    /// new version, too, which is of no interest.
-    fn holds(&self, volume: &Volume) -> FsResult<bool> {
+    /// new version, too, which is of no interest. Nothing that goes holds anything that is excluded.
+    fn holds(&self, volume: &Volume, lost: &Lost) -> FsResult<bool> {
         let view = volume.view(None);
+        for ino in lost.keys() {
+            if volume.holds_excluded(*ino)? {
+                return Ok(false);
+            }
+        }
         for (ino, dir) in &self.dirs {
             let Some(now) = view.inode(*ino)? else { return Ok(false) };
             let (a, b) = (&now.item.attrs, &dir.seen.item.attrs);
@@ -146,7 +151,7 @@ impl Change<'_> {
                 count(attrs, put.dir, -1, old.kind);
             }
             count(attrs, put.dir, 1, kind);
-            let dirent = Dirent { ino: *root, kind, name: put.name.clone() };
+            let dirent = Dirent { ino: *root, kind, name: put.name.clone(), excluded: false };
             let hash = self.volume.name_hash(&put.name);
             self.edits.push(Edit::PutDirent { vol, parent: put.dir, hash, dirent });
             self.touched.entries.push((put.dir, put.name.clone()));

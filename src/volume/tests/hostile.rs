@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::store::model::{
-    Attrs, Dirent, ForgetFrom, ItemKey, PastVersion, Piece, Recipe, Record, SnapshotSpec, Source, Xattr,
+    Attrs, Dirent, ForgetFrom, Hidden, ItemKey, PastVersion, Piece, Recipe, Record, SnapshotSpec, Source,
+    Xattr,
 };
 use crate::types::ChunkId;
 
@@ -57,6 +58,8 @@ fn attrs() -> impl Strategy<Value = Attrs> {
             let mut attrs = new_attrs(kind, mode, (1, 1), time, entries);
             (attrs.size, attrs.nlink, attrs.parent) = (size, nlink as u32, Ino(parent));
             (attrs.entries, attrs.xattrs) = (entries, nlink as u32);
+            attrs.excluded = entries % 2 == 1;
+            attrs.hidden = (nlink % 2 == 1).then_some(Hidden { entries, dirs: nlink as u32 });
             attrs
         },
     )
@@ -77,7 +80,8 @@ fn edit() -> impl Strategy<Value = Edit> {
         4 => (vol(), ino(), attrs()).prop_map(|(vol, ino, attrs)| Edit::PutInode { vol, ino, attrs }),
         1 => (vol(), ino()).prop_map(|(vol, ino)| Edit::DelInode { vol, ino }),
         2 => (vol(), ino(), hash(), ino(), file_kind(), 0usize..3).prop_map(|(vol, parent, hash, ino, kind, len)| {
-            Edit::PutDirent { vol, parent, hash, dirent: Dirent { ino, kind, name: vec![b'n'; len] } }
+            let (excluded, name) = (len == 2, vec![b'n'; len]);
+            Edit::PutDirent { vol, parent, hash, dirent: Dirent { ino, kind, name, excluded } }
         }),
         1 => (vol(), ino(), hash()).prop_map(|(vol, parent, hash)| Edit::DelDirent { vol, parent, hash }),
         4 => (vol(), ino(), number(), prop_oneof![0u32..9, any::<u32>()], pieces()).prop_map(

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::model::PATTERNS;
 use super::policy::{keep, points, stays};
 use super::run::{Outcome, Run, Snap, agree};
 use super::*;
@@ -25,6 +26,19 @@ impl Run {
         agree("policy", self.volume().set_policy(&settings, false), Ok(()))?;
         self.adopt_new(&before)?;
         self.immutable.push((self.now(), i64::from(immutable) * 60));
+        Ok(())
+    }
+
+    /// Sets which of the model's patterns are in force.
+    pub fn exclude(&mut self, patterns: u8) -> Outcome {
+        let all = PATTERNS.iter().enumerate().filter(|(i, _)| patterns & (1 << i) != 0);
+        let mut settings: Vec<String> = all.map(|(_, pattern)| format!("exclude={pattern}")).collect();
+        if settings.is_empty() {
+            settings.push("exclude=off".into());
+        }
+        let settings = Setting::all(&settings).map_err(|e| e.to_string())?;
+        agree("policy", self.volume().set_policy(&settings, false), Ok(()))?;
+        self.model.patterns = patterns;
         Ok(())
     }
 

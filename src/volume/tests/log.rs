@@ -19,7 +19,8 @@ fn versions(volume: &Volume, place: Place) -> Result<Option<Vec<FileVersion>>, S
         Ok(true)
     });
     match result {
-        Ok(()) | Err(FsError::NotFound) => Ok(Some(all)),
+        // Refused: it is excluded now.
+        Ok(()) | Err(FsError::NotFound | FsError::Refused(_)) => Ok(Some(all)),
         Err(FsError::IsDir) => Ok(None),
         Err(e) => Err(e.to_string()),
     }

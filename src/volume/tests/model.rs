@@ -23,6 +23,10 @@ pub struct Node {
     pub atime: Timestamp,
     pub mtime: Timestamp,
     pub ctime: Timestamp,
+    /// No point shows it.
+    pub excluded: bool,
+    /// Of its entries, those that no point shows.
+    pub hidden: BTreeSet<Vec<u8>>,
 }
 
 impl Node {
@@ -41,6 +45,8 @@ impl Node {
             atime: now,
             mtime: now,
             ctime: now,
+            excluded: false,
+            hidden: BTreeSet::new(),
         }
     }
 
@@ -110,14 +116,19 @@ impl Node {
 #[derive(Clone, Debug)]
 pub struct Model {
     pub nodes: BTreeMap<Ino, Arc<Node>>,
+    /// Which of [`PATTERNS`] are in force, a bit each.
+    pub patterns: u8,
 }
+
+/// What histories exclude.
+pub const PATTERNS: [&str; 3] = ["**/e", "f/**", "a/b"];
 
 impl Model {
     pub fn new(volume: &Volume) -> Model {
         let attrs = volume.getattr(None, Ino::ROOT).unwrap().attrs;
         let mut root = Node::new(FileKind::Dir, attrs.mode, (attrs.uid, attrs.gid), attrs.mtime);
         root.parent = Ino::ROOT;
-        Model { nodes: BTreeMap::from([(Ino::ROOT, Arc::new(root))]) }
+        Model { nodes: BTreeMap::from([(Ino::ROOT, Arc::new(root))]), patterns: 0 }
     }
 
     pub fn get(&self, ino: Ino) -> &Node {
@@ -147,16 +158,16 @@ impl Model {
             if ino == ancestor {
                 return true;
             }
-            if ino == Ino::ROOT {
-                return false;
-            }
-            ino = self.get(ino).parent;
+            // What lies above a directory that was removed may be gone.
+            let Some(node) = self.nodes.get(&ino).filter(|_| ino != Ino::ROOT) else { return false };
+            ino = node.parent;
         }
     }
 
     /// Takes a name away; the node becomes an orphan if it was the last.
     pub fn unname(&mut self, parent: Ino, name: &[u8], now: Timestamp) -> Option<Ino> {
         let ino = self.node(parent).entries.remove(name).unwrap();
+        self.node(parent).hidden.remove(name);
         let node = self.node(ino);
         node.ctime = now;
         let is_dir = node.kind == FileKind::Dir;
@@ -167,6 +178,80 @@ impl Model {
         }
         self.touch_dir(parent, now);
         gone.then_some(ino)
+    }
+
+    /// The name of a directory.
+    fn name_of(&self, dir: Ino) -> Vec<u8> {
+        let parent = self.get(self.get(dir).parent);
+        parent.entries.iter().find(|(_, ino)| **ino == dir).unwrap().0.clone()
+    }
+
+    /// Whether that name has no history if it is given now.
+    pub fn excludes(&self, dir: Ino, name: &[u8]) -> bool {
+        let (mut path, mut at) = (vec![name.to_vec()], dir);
+        while self.patterns > 0 && at != Ino::ROOT {
+            path.insert(0, self.name_of(at));
+            at = self.get(at).parent;
+        }
+        let is = |at: usize, name: &[u8]| path.get(at).is_some_and(|n| n == name);
+        let matches =
+            [path.iter().any(|n| n == b"e"), is(0, b"f") && path.len() > 1, is(0, b"a") && is(1, b"b")];
+        (0..3).any(|i| self.patterns & (1 << i) != 0 && matches[i])
+    }
+
+    /// A directory and those that it lies in are shown from here on.
+    pub fn reveal_above(&mut self, dir: Ino) {
+        let mut at = dir;
+        while self.get(at).excluded {
+            let (name, parent) = (self.name_of(at), self.get(at).parent);
+            self.node(at).excluded = false;
+            self.node(parent).hidden.remove(&name);
+            at = parent;
+        }
+    }
+
+    /// A name was given, to something that was excluded or not.
+    pub fn named(&mut self, dir: Ino, name: &[u8], excluded: bool) {
+        let excluded = excluded && self.excludes(dir, name);
+        let ino = self.get(dir).entries[name];
+        self.node(ino).excluded &= excluded;
+        if excluded {
+            self.node(dir).hidden.insert(name.to_vec());
+        } else {
+            self.node(dir).hidden.remove(name);
+            self.reveal_above(dir);
+        }
+        self.settle(dir, name);
+    }
+
+    /// What lies below a name that was given, and is not excluded there, is shown from here on.
+    fn settle(&mut self, dir: Ino, name: &[u8]) {
+        if self.excludes(dir, name) {
+            return;
+        }
+        self.node(dir).hidden.remove(name);
+        let ino = self.get(dir).entries[name];
+        self.node(ino).excluded = false;
+        for below in self.get(ino).entries.keys().cloned().collect::<Vec<_>>() {
+            self.settle(ino, &below);
+        }
+    }
+
+    /// What a point shows.
+    pub fn shown(&self) -> Model {
+        let shown = |node: &Node| {
+            let is_dir = |name: &Vec<u8>| self.get(node.entries[name]).kind == FileKind::Dir;
+            let dirs = node.hidden.iter().filter(|name| is_dir(name)).count() as u32;
+            let mut entries = node.entries.clone();
+            entries.retain(|name, _| !node.hidden.contains(name));
+            Node { entries, nlink: node.nlink - dirs, hidden: BTreeSet::new(), ..node.clone() }
+        };
+        let kept = self.nodes.iter().filter(|(_, node)| !node.excluded);
+        let nodes = kept.map(|(ino, node)| match node.hidden.is_empty() {
+            true => (*ino, node.clone()),
+            false => (*ino, Arc::new(shown(node))),
+        });
+        Model { nodes: nodes.collect(), patterns: self.patterns }
     }
 }
 
@@ -289,6 +374,7 @@ pub fn compare_all(
     known: &BTreeSet<Ino>,
     seeks: bool,
 ) -> Result<(), String> {
+    let model = if at.is_some() { &model.shown() } else { model };
     for (ino, node) in &model.nodes {
         compare(volume, at, *ino, node, seeks)?;
         for (name, child) in &node.entries {

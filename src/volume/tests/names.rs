@@ -39,6 +39,8 @@ impl Run {
             return Ok(());
         }
         let now = self.now();
+        let was = [(from_dir, &from_name), (to_dir, &to_name)];
+        let was = was.map(|(dir, name)| self.model.get(dir).hidden.contains(name));
         let mut gone = None;
         if let Some(t) = target.filter(|_| mode == RenameMode::Exchange) {
             for (ino, dir, other, slot) in
@@ -53,12 +55,15 @@ impl Run {
                     self.model.node(other).nlink -= 1;
                 }
             }
+            self.model.named(to_dir, &to_name, was[0]);
+            self.model.named(from_dir, &from_name, was[1]);
         } else {
             if target.is_some() {
                 gone = self.model.unname(to_dir, &to_name, now);
             }
             self.model.node(from_dir).entries.remove(&from_name);
-            self.model.node(to_dir).entries.insert(to_name, source);
+            self.model.node(from_dir).hidden.remove(&from_name);
+            self.model.node(to_dir).entries.insert(to_name.clone(), source);
             let node = self.model.node(source);
             node.ctime = now;
             if node.kind == FileKind::Dir {
@@ -66,6 +71,7 @@ impl Run {
                 self.model.node(from_dir).nlink -= 1;
                 self.model.node(to_dir).nlink += 1;
             }
+            self.model.named(to_dir, &to_name, was[0]);
         }
         self.model.touch_dir(from_dir, now);
         self.model.touch_dir(to_dir, now);
@@ -97,7 +103,9 @@ impl Run {
             let node = self.model.node(ino);
             node.nlink += 1;
             node.ctime = now;
+            let was_excluded = node.excluded;
             self.model.node(dir).entries.insert(name(n), ino);
+            self.model.named(dir, &name(n), was_excluded);
             self.model.touch_dir(dir, now);
         }
         Ok(())

@@ -30,6 +30,7 @@ pub enum Op {
     Idle,
     Advance { secs: u8 },
     SetPolicy { every: u16, continuous: u16, kept: u8, immutable: u16 },
+    Exclude { patterns: u8 },
     Keep { minutes: u32 },
     Checkpoint,
     Gc,
@@ -86,6 +87,7 @@ pub fn op() -> impl Strategy<Value = Op> {
         3 => (b(), 0u8..5, 0u16..3000, 0u8..4)
             .prop_map(|(node, name, len, mode)| Op::SetXattr { node, name, len, mode }),
         1 => (b(), 0u8..5).prop_map(|(node, name)| Op::RemoveXattr { node, name }),
+        2 => (0u8..8).prop_map(|patterns| Op::Exclude { patterns }),
     ];
     let points = prop_oneof![
         4 => prop::bool::weighted(0.1).prop_map(|hold| Op::Snapshot { hold }),

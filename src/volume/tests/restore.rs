@@ -18,33 +18,33 @@ fn path(text: &str) -> Vec<Vec<u8>> {
     text.split('/').filter(|name| !name.is_empty()).map(|name| name.as_bytes().to_vec()).collect()
 }
 
-fn of(at: Lsn, text: &str) -> Restore {
+pub fn of(at: Lsn, text: &str) -> Restore {
     Restore { at, path: path(text), to: None, actor: None }
 }
 
 impl Bench {
     /// Time passes between all that is done by hand.
-    fn point(&self, name: &str) -> Lsn {
+    pub fn point(&self, name: &str) -> Lsn {
         let at = self.snapshot(name);
         self.clock.advance(1_000_000);
         at
     }
 
-    fn restore(&self, restore: &Restore) -> FsResult<Restored> {
+    pub fn restore(&self, restore: &Restore) -> FsResult<Restored> {
         self.clock.advance(1_000_000);
         self.volumes().restore(self.main(), restore, false, &mut |_, _, _| {})
     }
 
-    fn find(&self, at: Option<Lsn>, text: &str) -> FsResult<Ino> {
+    pub fn find(&self, at: Option<Lsn>, text: &str) -> FsResult<Ino> {
         path(text).iter().try_fold(Ino::ROOT, |dir, name| Ok(self.main().lookup(at, dir, name)?.ino))
     }
 
-    fn content(&self, text: &str) -> Vec<u8> {
+    pub fn content(&self, text: &str) -> Vec<u8> {
         self.read(None, self.find(None, text).unwrap())
     }
 
     /// What a mount does when the kernel has let go of everything.
-    fn let_go(&self) {
+    pub fn let_go(&self) {
         self.main().remove_stages().unwrap();
         loop {
             let orphans = self.main().orphans().unwrap();
@@ -59,7 +59,7 @@ impl Bench {
     }
 
     /// Whether every inode that there is can be reached: nothing has leaked.
-    fn nothing_leaked(&self) -> Outcome {
+    pub fn nothing_leaked(&self) -> Outcome {
         let (mut seen, mut todo) = (BTreeSet::new(), vec![Ino::ROOT]);
         while let Some(ino) = todo.pop() {
             if !seen.insert(ino) || self.main().getattr(None, ino).unwrap().attrs.kind != FileKind::Dir {
@@ -264,6 +264,20 @@ fn who_restores_needs_the_rights_to_do_it_by_hand() {
     denied(&own);
 }
 
+/// Whether a name is excluded, or that of a directory in which only such are.
+fn is_left_alone(volume: &Volume, dir: Ino, name: &[u8]) -> bool {
+    let entry = volume.entry(None, dir, name).unwrap().unwrap();
+    let mut below = Vec::new();
+    if entry.kind == FileKind::Dir {
+        let add = |entry: DirEntry| {
+            below.extend((entry.name != b"." && entry.name != b"..").then_some(entry.name));
+            Ok(true)
+        };
+        volume.readdir(None, entry.ino, 0, add).unwrap();
+    }
+    entry.excluded || (!below.is_empty() && below.iter().all(|name| is_left_alone(volume, entry.ino, name)))
+}
+
 /// Compares the live tree below `live` with the model's below `then`; notes which inode became which.
 fn compare_tree(
     volume: &Volume,
@@ -305,12 +319,17 @@ fn compare_tree(
     };
     volume.readdir(None, live, 0, add).map_err(|e| e.to_string())?;
     entries.retain(|name, _| name != b"." && name != b"..");
+    let mut subdirs = 0;
+    for ino in entries.values() {
+        subdirs += u32::from(volume.getattr(None, *ino).unwrap().attrs.kind == FileKind::Dir);
+    }
+    if (attrs.entries, attrs.nlink) != (entries.len() as u64, 2 + subdirs) {
+        return fail(format!("counts {} and {}", attrs.entries, attrs.nlink));
+    }
+    // What is excluded was not there, and stays.
+    entries.retain(|name, _| node.entries.contains_key(name) || !is_left_alone(volume, live, name));
     if !entries.keys().eq(node.entries.keys()) {
         return fail(format!("entries {:?}, expected {:?}", entries.keys(), node.entries.keys()));
-    }
-    let dirs = node.entries.values().filter(|ino| model.get(**ino).kind == FileKind::Dir).count();
-    if (attrs.entries, attrs.nlink) != (entries.len() as u64, 2 + dirs as u32) {
-        return fail(format!("counts {} and {}", attrs.entries, attrs.nlink));
     }
     for (name, child) in &node.entries {
         compare_tree(volume, model, (*child, entries[name]), became)?;
@@ -336,8 +355,13 @@ impl Run {
         self.sync()?;
         let volume = self.volume();
         let moments = self.moments.iter().filter(|(lsn, _)| volume.is_readable(*lsn)).cloned();
-        let all: Vec<(Lsn, Model)> =
-            self.snaps.iter().map(|s| (s.lsn, s.model.clone())).chain(moments).collect();
+        let all: Vec<(Lsn, Model)> = self
+            .snaps
+            .iter()
+            .map(|s| (s.lsn, s.model.clone()))
+            .chain(moments)
+            .map(|(at, m)| (at, m.shown()))
+            .collect();
         let Some(chosen) = pick(&(0..all.len()).collect::<Vec<_>>(), moment) else { return Ok(()) };
         let (at, then) = &all[chosen];
         let dirs: Vec<Ino> = then.of_kind(|n| n.kind == FileKind::Dir && n.nlink > 0);
@@ -368,10 +392,35 @@ impl Run {
             return Err("two files became one".into());
         }
         self.compare_outside(&before, &path)?;
+        self.compare_excluded(&before)?;
         self.bench.let_go();
         self.bench.nothing_leaked()?;
         let problems = self.bench.problems();
         if problems.is_empty() { Ok(()) } else { Err(format!("fsck: {problems:?}")) }
+    }
+
+    /// Whether all that is excluded is where it was.
+    fn compare_excluded(&self, before: &Model) -> Outcome {
+        let volume = self.volume();
+        let mut todo = vec![Ino::ROOT];
+        while let Some(dir) = todo.pop() {
+            let node = before.get(dir);
+            for (name, ino) in &node.entries {
+                todo.extend((before.get(*ino).kind == FileKind::Dir).then_some(*ino));
+                if !node.hidden.contains(name) && !node.excluded {
+                    continue;
+                }
+                let found = volume.lookup(None, dir, name).map_err(|e| format!("excluded {ino}: {e}"))?;
+                let was = before.get(*ino);
+                if found.ino != *ino
+                    || volume.read(None, *ino, 0, was.size as usize).ok()
+                        != (was.kind == FileKind::File).then(|| was.read(0, was.size as usize))
+                {
+                    return Err(format!("{ino}, which is excluded, was changed"));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Whether everything outside of `path` is what it was: names, inodes, contents.

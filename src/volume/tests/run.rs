@@ -226,6 +226,7 @@ impl Run {
             Op::SetPolicy { every, continuous, kept, immutable } => {
                 self.set_policy(every, continuous, kept, immutable)
             }
+            Op::Exclude { patterns } => self.exclude(patterns),
             Op::Keep { minutes } => self.keep(minutes),
             Op::Checkpoint => self.bench.store().checkpoint().map_err(|e| e.to_string()),
             Op::Gc => {
@@ -305,8 +306,10 @@ impl Run {
         if !self.known.insert(attr.ino) {
             return Err(format!("inode number {} was used twice", attr.ino));
         }
+        made.excluded = true;
         self.model.nodes.insert(attr.ino, Arc::new(made));
         self.model.node(parent).entries.insert(name(n), attr.ino);
+        self.model.named(parent, &name(n), true);
         self.model.touch_dir(parent, now);
         Ok(())
     }
@@ -368,7 +371,7 @@ impl Run {
         let past: Vec<usize> = (0..self.snaps.len()).collect();
         let snap = if moment.is_multiple_of(2) { None } else { pick(&past, moment / 2) };
         let (point, source) = match snap {
-            Some(i) => (Some(self.snaps[i].lsn), self.snaps[i].model.clone()),
+            Some(i) => (Some(self.snaps[i].lsn), self.snaps[i].model.shown()),
             None => (None, self.model.clone()),
         };
         let sources = source.of_kind(|n| n.kind == FileKind::File);
