@@ -253,7 +253,7 @@ mod tests {
             "log F --limit x",
             "restore P",
             "restore P --at a/b",
-            "purge P",
+            "purge",
             "policy P",
             "policy set P",
             "pair create P",

@@ -8,6 +8,7 @@
 //! Every step can be repeated: what is erased is found by looking for what is left.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::Duration;
 
 use super::Store;
 use super::affected::affected_but;
@@ -28,6 +29,10 @@ const ROUNDS_MAX: usize = 16;
 const SEARCH_BYTES_MAX: u64 = 64 << 30;
 /// Versions that one record erases.
 const ROWS_PER_RECORD: usize = if cfg!(test) { 5 } else { SWEEP_ITEMS_MAX };
+/// How often packs are tried to be written anew, and how long between two times: longer than what is written stays
+/// uncommitted.
+const PACK_TRIES: usize = 8;
+const PACK_PAUSE: Duration = Duration::from_millis(300);
 /// Part of the packs that headers and footers take at most.
 const OVERHEAD_PERCENT: u64 = 3;
 
@@ -271,8 +276,7 @@ impl Store {
         control: &Control,
     ) -> Result<Vec<String>> {
         let mut left = Vec::new();
-        let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
-        if self.rewrite_packs(control, &mut report, packs)?.is_some() {
+        if !self.purge_packs_now(packs, control)? {
             left.push("there is room on the disk to write their packs anew".to_owned());
         }
         control.begin("writing the index anew");
@@ -315,15 +319,42 @@ impl Store {
         if left.is_empty() && self.journal.oldest() < from {
             left.push("the journal's records from before have gone".to_owned());
         }
-        let stay =
-            packs.into_iter().flatten().filter(|id| pack::pack_path(&self.layout.packs, **id).exists());
-        let stay = stay.count();
+        let stay = self.packs_left(packs).len();
         if left.is_empty() && stay > 0 {
             left.push(format!(
                 "{stay} packs can be written anew; they are damaged, or being written to (see scrub, then gc)"
             ));
         }
         Ok(left)
+    }
+
+    /// Writes packs anew. One in which somebody has chunks that no record names yet cannot be: a moment later it can.
+    /// Returns whether there was room.
+    fn purge_packs_now(&self, packs: Option<&BTreeSet<PackId>>, control: &Control) -> Result<bool> {
+        let mut wanted = packs.cloned();
+        for again in 0..PACK_TRIES {
+            if again > 0 {
+                std::thread::sleep(PACK_PAUSE);
+            }
+            let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
+            if self.rewrite_packs(control, &mut report, wanted.as_ref())?.is_some() {
+                return Ok(false);
+            }
+            let retired = self.index.state().retired.clone();
+            let mut left = self.packs_left(packs);
+            left.retain(|id| !retired.contains_key(id));
+            if left.is_empty() {
+                break;
+            }
+            wanted = Some(left);
+        }
+        Ok(true)
+    }
+
+    /// Those of the packs that are on the disk.
+    fn packs_left(&self, packs: Option<&BTreeSet<PackId>>) -> BTreeSet<PackId> {
+        let packs = packs.into_iter().flatten().copied();
+        packs.filter(|id| pack::pack_path(&self.layout.packs, *id).exists()).collect()
     }
 
     /// What may hold bytes of files that were erased, and is not the purge's to take: one sentence each.
