@@ -222,6 +222,16 @@ fn a_move_that_fails_reveals_nothing() {
     assert!(matches!(onto(b"plain", RenameMode::Replace), Err(FsError::NotDir)));
     assert!(matches!(onto(b"full", RenameMode::NoReplace), Err(FsError::Exists)));
     assert!(matches!(onto(b"none", RenameMode::Exchange), Err(FsError::NotFound)));
+    // Of a directory, and of what is gone.
+    assert!(matches!(main.link(Ino::ROOT, set, b"l", None), Err(FsError::NotPermitted(_))));
+    let gone = bench.file(Ino::ROOT, "gone");
+    main.unlink(Ino::ROOT, b"gone", None).unwrap();
+    assert!(matches!(main.link(gone, set, b"l", None), Err(FsError::NotFound)));
+    assert!(matches!(main.link(full, set, b"inside", None), Err(FsError::NotPermitted(_))));
+    let removed = bench.make(Ino::ROOT, "removed", FileKind::Dir);
+    main.rmdir(Ino::ROOT, b"removed", None).unwrap();
+    let into_removed = main.rename(from, (removed, b"set"), RenameMode::Replace, None);
+    assert!(matches!(into_removed, Err(FsError::NotFound)));
     assert!(is_excluded(&bench, set) && is_excluded(&bench, inside));
     bench.fsck();
 }
