@@ -115,7 +115,10 @@ impl Volume {
                 Source::Chunk { id, .. } => Some(*id),
                 _ => None,
             });
-            if let Some(held) = store.chunks().hold(store.index(), named)? {
+            let held = store.chunks().pin(named);
+            // What still names them now that they are pinned keeps them there: one look at each block instead of
+            // one at each chunk.
+            if self.pieces_of(&source, from, end)? == pieces {
                 return Ok(Some((pieces, held)));
             }
             // Written over since it was read, and given back already.

@@ -197,6 +197,17 @@ impl ChunkStore {
         Ok(Some(held))
     }
 
+    /// Pins chunks without looking whether they are there: the caller sees, after this, that something in the index
+    /// names them, and is to commit nothing if not.
+    pub fn pin(&self, ids: impl Iterator<Item = ChunkId>) -> Stored {
+        let pin = |id| {
+            self.inner.fresh.pin(&id);
+            (id, 0)
+        };
+        let chunks = ids.map(pin).collect();
+        Stored { inner: self.inner.clone(), chunks, raw_bytes: 0 }
+    }
+
     /// A chunk's plain bytes, verified against its name.
     pub fn read(&self, index: &Index, id: &ChunkId) -> Result<Arc<Vec<u8>>> {
         self.inner.read(index, id)

@@ -226,14 +226,14 @@ fn settings_and_ids_that_do_not_read_are_refused_by_name() {
     let dir = patient.store.directory("m");
     let id = fs::read_to_string(patient.store.path().join("store")).expect("reading");
     let another = format!("{}\n", &id.trim_end()[..id.trim_end().len() - 1]);
-    let versions = ["rewindfs-store 2", "rewindfs-store 0"].map(|v| id.replacen("rewindfs-store 1", v, 1));
+    let versions = ["rewindfs-store 9", "rewindfs-store 0"].map(|v| id.replacen("rewindfs-store 2", v, 1));
     for (name, content, says) in [
         ("config.toml", "zstd_level = \n", "config.toml"),
         ("config.toml", "zstd_level = 99\n", "zstd_level"),
         ("node", "no id\n", "node"),
         ("store", "something else\n", "store"),
         ("store", another.as_str(), "store"),
-        ("store", versions[0].as_str(), "store format 2"),
+        ("store", versions[0].as_str(), "store format 9"),
         ("store", versions[1].as_str(), "store format 0"),
     ] {
         let path = patient.store.path().join(name);

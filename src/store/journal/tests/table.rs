@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::store::journal::frame::FRAME_HEADER_BYTES;
 use crate::store::journal::segment::{SEGMENT_HEADER_BYTES, path_of};
+use crate::types::limits::FORMAT_VERSION;
 
 const SMALL: u64 = 6000;
 const BODY: usize = 400;
@@ -308,10 +309,10 @@ fn row_13_and_14_foreign_and_newer_journals_are_refused_and_left_alone() {
     let foreign = Journal::open(Arc::new(OsDisk), dir.path(), other, options(SMALL)).map(|_| ());
     assert!(matches!(foreign, Err(Error::Corrupt { detail, .. }) if detail.contains("belongs to store")));
     assert_eq!(before, snapshot(&dir));
-    reheader(&file(&dir, 5), |h| h[8] = 2);
+    reheader(&file(&dir, 5), |h| h[8] = 9);
     let before = snapshot(&dir);
     let newer = Journal::open(Arc::new(OsDisk), dir.path(), STORE, options(SMALL)).map(|_| ());
-    assert!(matches!(newer, Err(Error::Version { found: 2, expected: 1, .. })));
+    assert!(matches!(newer, Err(Error::Version { found: 9, expected: FORMAT_VERSION, .. })));
     assert_eq!(before, snapshot(&dir));
 }
 
