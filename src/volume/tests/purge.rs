@@ -309,7 +309,9 @@ fn without(model: &Model, inodes: &BTreeSet<Ino>) -> Model {
     model.nodes.retain(|ino, _| !inodes.contains(ino));
     let holders = model.of_kind(|n| n.entries.values().any(|ino| inodes.contains(ino)));
     for dir in holders {
-        model.node(dir).entries.retain(|_, ino| !inodes.contains(ino));
+        let node = model.node(dir);
+        node.entries.retain(|_, ino| !inodes.contains(ino));
+        node.hidden.retain(|name| node.entries.contains_key(name));
     }
     model
 }
@@ -347,6 +349,7 @@ impl Run {
         let past = self.snaps.iter().map(|s| (s.lsn, &s.model));
         let past = past.chain(self.moments.iter().map(|(at, model)| (*at, model)));
         for (_, model) in past.filter(|(at, _)| volume.is_readable(*at)) {
+            let model = model.shown();
             let meant = model.nodes.get(&dir).and_then(|node| node.entries.get(&name));
             if let Some(ino) =
                 meant.filter(|ino| model.get(**ino).kind != FileKind::Dir && !inodes.contains(ino))
@@ -354,7 +357,7 @@ impl Run {
                 return Err(format!("{name:?} in {dir} meant {ino}, which is not among {inodes:?}"));
             }
         }
-        let shows = |model: &Model| inodes.iter().any(|ino| model.nodes.contains_key(ino));
+        let shows = |model: &Model| inodes.iter().any(|ino| model.shown().nodes.contains_key(ino));
         let held = self.snaps.iter().any(|s| s.hold && shows(&s.model));
         let guarded = self.immutable.iter().any(|(_, secs)| *secs > 0);
         let chunks = self.bench.chunks_of(&inodes);
