@@ -81,3 +81,19 @@ powercut rounds="200":
 # figures of scale: a million files, a thousand snapshots, full buffers (about 15 minutes)
 scale dir:
     tools/scale --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir {{ quote(dir) }}
+
+# random histories against the reference model, other ones each time (10,000 take about 20 minutes)
+histories cases="10000":
+    PROPTEST_RNG_SEED="$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')" REWINDFS_TEST_CASES={{ quote(cases) }} cargo test --locked --release --lib -- --nocapture volume::tests::points::histories volume::tests::restore:: volume::tests::purge:: volume::tests::log:: volume::tests::changes::
+
+# a tree half removed, a quarter encrypted, a checkpoint written over, and all of it brought back (GiB; about 25 minutes)
+disaster gib="20":
+    tools/disaster --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-disaster.XXXXXX)" --gib {{ quote(gib) }}
+
+# what deleting snapshots of a million files costs, beside a writer (about 10 minutes)
+forget *args:
+    tools/forget --rewindfs "$CARGO_TARGET_DIR/release/rewindfs" --dir "$(mktemp --directory --dry-run --tmpdir rewindfs-forget.XXXXXX)" {{ args }}
+
+# servers killed while they forget, rewrite packs and restore
+killing kills="100":
+    REWINDFS_TEST_KILLS={{ quote(kills) }} cargo test --locked --release --test it -- --nocapture a_server_that_is_killed_while a_restore_whose_server_is_killed

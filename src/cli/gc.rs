@@ -47,8 +47,14 @@ fn line_of(info: &GcInfo) -> String {
         [info.copied_bytes, info.before_bytes, info.after_bytes, info.freed_bytes].map(output::bytes);
     let (would, rewritten) =
         if info.dry_run { ("would free", "to be rewritten") } else { ("freed", "rewritten") };
+    if info.packs == 0 && info.freed_bytes == 0 {
+        return format!(
+            "{would} nothing: all {before} in the packs are needed by live files, snapshots or the window"
+        );
+    }
+    let packs = if info.packs == 1 { "pack" } else { "packs" };
     format!(
-        "{would} {freed}: packs {before}, then {after} ({} packs {rewritten}, {copied} copied)",
+        "{would} {freed}: packs {before}, then {after} ({} {packs} {rewritten}, {copied} copied)",
         info.packs
     )
 }
@@ -72,6 +78,9 @@ mod tests {
             "would free 3.00 MiB: packs 5.00 MiB, then 2.00 MiB (2 packs to be rewritten, 1.00 MiB copied)";
         assert_eq!(line_of(&info), text);
         info.dry_run = false;
-        assert!(line_of(&info).starts_with("freed 3.00 MiB"));
+        info.packs = 1;
+        assert!(line_of(&info).starts_with("freed 3.00 MiB") && line_of(&info).contains("(1 pack rewritten"));
+        (info.packs, info.freed_bytes) = (0, 0);
+        assert!(line_of(&info).starts_with("freed nothing: all 5.00 MiB"));
     }
 }

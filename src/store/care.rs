@@ -288,6 +288,7 @@ impl Store {
             let synced = self.disk.sync_dir(&self.layout.checkpoints);
             synced.at("syncing", &self.layout.checkpoints).map_err(|e| self.poisoned(&e))?;
         }
+        self.layout.remove_ghosts()?;
         let kept = self.layout.checkpoints_made();
         for (_, old) in kept.iter().skip(CHECKPOINTS_KEPT) {
             self.layout.remove_checkpoint(old)?;

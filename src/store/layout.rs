@@ -84,6 +84,14 @@ impl Layout {
         found
     }
 
+    /// Removes what is left of checkpoints that went while somebody opened them.
+    pub(super) fn remove_ghosts(&self) -> Result<()> {
+        let Ok(dir) = std::fs::read_dir(&self.checkpoints) else { return Ok(()) };
+        let named = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).and_then(unhex::<8>).is_some();
+        let paths = dir.filter_map(|entry| Some(entry.ok()?.path()));
+        paths.filter(|path| named(path) && is_ghost(path)).try_for_each(|path| remove_tree(&path))
+    }
+
     /// Removes a checkpoint, in one step for whoever looks.
     pub(super) fn remove_checkpoint(&self, path: &Path) -> Result<()> {
         let removing = self.checkpoints.join("removing");

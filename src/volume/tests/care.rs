@@ -187,3 +187,16 @@ fn what_an_opening_had_to_read_packs_for_is_not_read_by_the_next() {
     assert!(bench.read(None, file)[20_000_000..] == noise(4, 5_000_000));
     bench.fsck();
 }
+
+#[test]
+fn what_is_left_of_removed_checkpoints_goes_with_the_next_one() {
+    let (bench, _) = lived_in();
+    let checkpoints = bench.store().path().join("checkpoints");
+    let ghost = checkpoints.join(format!("{:016x}", 1));
+    std::fs::create_dir_all(&ghost).unwrap();
+    std::fs::write(ghost.join("LOG"), b"RocksDB was here").unwrap();
+    bench.store().checkpoint().unwrap();
+    assert!(!ghost.exists());
+    assert_eq!(std::fs::read_dir(&checkpoints).unwrap().count(), 1, "the one that was made");
+    bench.fsck();
+}
