@@ -72,24 +72,27 @@ impl Layout {
 
     /// The checkpoints that were made, newest first, each with the LSN that it reaches at least.
     pub(super) fn checkpoints_made(&self) -> Vec<(Lsn, PathBuf)> {
-        let Ok(dir) = std::fs::read_dir(&self.checkpoints) else { return Vec::new() };
-        let mut found: Vec<(Lsn, PathBuf)> = dir
-            .filter_map(|entry| {
-                let path = entry.ok()?.path();
-                let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
-                (!is_ghost(&path)).then_some((Lsn(lsn), path))
-            })
-            .collect();
+        let mut found = self.checkpoints_named();
+        found.retain(|(_, path)| !is_ghost(path));
         found.sort_by_key(|found| Reverse(found.0));
         found
     }
 
     /// Removes what is left of checkpoints that went while somebody opened them.
     pub(super) fn remove_ghosts(&self) -> Result<()> {
-        let Ok(dir) = std::fs::read_dir(&self.checkpoints) else { return Ok(()) };
-        let named = |path: &PathBuf| path.file_name().and_then(|n| n.to_str()).and_then(unhex::<8>).is_some();
-        let paths = dir.filter_map(|entry| Some(entry.ok()?.path()));
-        paths.filter(|path| named(path) && is_ghost(path)).try_for_each(|path| remove_tree(&path))
+        let named = self.checkpoints_named().into_iter();
+        named.filter(|(_, path)| is_ghost(path)).try_for_each(|(_, path)| remove_tree(&path))
+    }
+
+    /// Whatever has the name of a checkpoint.
+    fn checkpoints_named(&self) -> Vec<(Lsn, PathBuf)> {
+        let Ok(dir) = std::fs::read_dir(&self.checkpoints) else { return Vec::new() };
+        dir.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let lsn = unhex::<8>(path.file_name()?.to_str()?).map(u64::from_be_bytes)?;
+            Some((Lsn(lsn), path))
+        })
+        .collect()
     }
 
     /// Removes a checkpoint, in one step for whoever looks.

@@ -106,17 +106,10 @@ impl View {
         &self,
         parent: Ino,
         from: &[u8; 16],
-        mut visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
+        visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
     ) -> Result<()> {
-        let prefix = keys::prefix(self.vol, Family::Dirent, parent);
-        let from = keys::dirent(self.vol, parent, from);
-        self.scan(&prefix, &from, &mut |_, stored, key| {
-            if self.at.is_some() && kind_of(stored, key)?.1 {
-                return Ok(true);
-            }
-            let hash = keys::hash_of(key).ok_or_else(|| damaged(key, "bad key"))?;
-            visit(hash, self.index.item(key, stored)?)
-        })
+        let shown = |stored: &Stored, key: &[u8]| Ok(self.at.is_none() || !kind_of(stored, key)?.1);
+        self.entries_that(shown, parent, from, visit)
     }
 
     /// As [`View::readdir`], only the directories and what is excluded. No other name is opened.
@@ -124,13 +117,26 @@ impl View {
         &self,
         parent: Ino,
         from: &[u8; 16],
+        visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
+    ) -> Result<()> {
+        let marked = |stored: &Stored, key: &[u8]| {
+            kind_of(stored, key).map(|(kind, excluded)| kind == FileKind::Dir || excluded)
+        };
+        self.entries_that(marked, parent, from, visit)
+    }
+
+    /// Visits the entries of a directory that are `wanted`, which is asked before their names are opened.
+    fn entries_that(
+        &self,
+        wanted: impl Fn(&Stored, &[u8]) -> Result<bool>,
+        parent: Ino,
+        from: &[u8; 16],
         mut visit: impl FnMut([u8; 16], Dirent) -> Result<bool>,
     ) -> Result<()> {
         let prefix = keys::prefix(self.vol, Family::Dirent, parent);
         let from = keys::dirent(self.vol, parent, from);
         self.scan(&prefix, &from, &mut |_, stored, key| {
-            let (kind, excluded) = kind_of(stored, key)?;
-            if kind != FileKind::Dir && !excluded {
+            if !wanted(stored, key)? {
                 return Ok(true);
             }
             let hash = keys::hash_of(key).ok_or_else(|| damaged(key, "bad key"))?;
