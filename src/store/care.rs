@@ -238,7 +238,7 @@ impl Store {
         let behind = self.last().0.saturating_sub(self.care.flushed.load(Ordering::Relaxed));
         let due = self.care.replayed.load(Ordering::Relaxed)
             || behind >= self.config.index_flush_records
-            || (behind > 0 && self.index.unflushed_bytes() >= self.config.index_flush_bytes);
+            || (behind > 0 && self.index.unwritten_bytes() >= self.config.index_flush_bytes);
         if due {
             self.flush_index()?;
             self.care.replayed.store(false, Ordering::Relaxed);
@@ -337,6 +337,7 @@ impl Store {
     /// Commits background work, and then leaves the store to others for as long as that took.
     fn gently(&self, edit: Edit) -> Result<()> {
         let start = Instant::now();
+        self.index.read_ahead(&edit)?;
         self.commit(vec![edit], None)?;
         if !self.room.is_wanted() {
             std::thread::sleep(start.elapsed().min(BREATH_MAX));

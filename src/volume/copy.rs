@@ -104,6 +104,7 @@ impl Volume {
     fn source_pieces(&self, from: CopySource, len: u64) -> FsResult<Option<(Vec<Piece>, Stored)>> {
         let store = &self.shared.store;
         for _ in 0..SOURCE_TRIES {
+            let last = store.last();
             // Read now: the source may be the file itself, or have been cut since it was looked at.
             let source = self.inode(from.at, from.ino)?.item;
             let end = from.offset + len.min(source.attrs.size.saturating_sub(from.offset));
@@ -111,14 +112,10 @@ impl Volume {
                 return Ok(None);
             }
             let pieces = self.pieces_of(&source, from, end)?;
-            let named = pieces.iter().filter_map(|piece| match &piece.source {
-                Source::Chunk { id, .. } => Some(*id),
-                _ => None,
-            });
-            let held = store.chunks().pin(named);
-            // What still names them now that they are pinned keeps them there: one look at each block instead of
-            // one at each chunk.
-            if self.pieces_of(&source, from, end)? == pieces {
+            let held = store.chunks().pin(pieces.iter().filter_map(Piece::chunk).copied());
+            // What still names them now that they are pinned keeps them there. Without a record since, that is what
+            // named them before; else one look at each block says it, instead of one at each chunk.
+            if store.last() == last || self.pieces_of(&source, from, end)? == pieces {
                 return Ok(Some((pieces, held)));
             }
             // Written over since it was read, and given back already.
@@ -127,18 +124,32 @@ impl Volume {
     }
 
     fn pieces_of(&self, source: &Inode, from: CopySource, end: u64) -> FsResult<Vec<Piece>> {
-        let view = self.view(from.at);
         let mut pieces = Vec::new();
-        for block in from.offset / BLOCK_BYTES..=(end - 1) / BLOCK_BYTES {
+        let (mut at, mut inline, mut full) = (from.offset, 0, false);
+        let first = from.offset / BLOCK_BYTES;
+        self.view(from.at).recipes(source, from.ino, first, |block, recipe| {
             let start = block * BLOCK_BYTES;
-            let recipe = view.block(source, from.ino, block)?;
-            let within = from.offset.max(start) - start..end.min(start + BLOCK_BYTES) - start;
-            recipe.slice_into(within.start as u32, within.end as u32, &mut pieces);
-            let inline: usize = pieces.iter().map(inline_bytes).sum();
-            if pieces.len() > COPY_PIECES_PER_RECORD || inline > COPY_INLINE_BYTES_PER_RECORD {
-                break;
+            if start >= end {
+                return Ok(false);
             }
+            push_hole(&mut pieces, start.saturating_sub(at));
+            let (within, before) = (at.max(start) - start, pieces.len());
+            at = end.min(start + BLOCK_BYTES);
+            recipe.slice_into(within as u32, (at - start) as u32, &mut pieces);
+            inline += pieces.iter().skip(before).map(inline_bytes).sum::<usize>();
+            full = pieces.len() > COPY_PIECES_PER_RECORD || inline > COPY_INLINE_BYTES_PER_RECORD;
+            Ok(!full)
+        })?;
+        if !full {
+            push_hole(&mut pieces, end - at);
         }
         Ok(pieces)
+    }
+}
+
+fn push_hole(pieces: &mut Vec<Piece>, len: u64) {
+    if len > 0 {
+        // At most what one record copies.
+        pieces.push(Piece::hole(len as u32));
     }
 }

@@ -5,8 +5,8 @@ use super::keys::{self, Family, meta};
 use super::rows::{Snapshot, Stored, Volume};
 use super::txn::{Locate, Txn};
 use super::{HEADS, HISTORY, Index, damaged};
-use crate::store::model::{Attrs, Cut, Edit, ForgetFrom, Inode, Piece, Policy, Recipe, Record, SnapshotSpec};
-use crate::types::limits::{CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX, SWEEP_ITEMS_MAX};
+use crate::store::model::{Attrs, Edit, Inode, Policy, Record, SnapshotSpec};
+use crate::types::limits::SWEEP_ITEMS_MAX;
 use crate::types::{Error, Ino, Lsn, PackId, Result, Term, VolumeId};
 
 /// A record's place in the journal.
@@ -37,8 +37,11 @@ impl Index {
         }
         let time = record.time.max(state.time);
         let mut txn = Txn::new(self, &mut state, place.lsn, locate);
-        for edit in &record.edits {
-            txn.edit(edit, record)?;
+        // What patches one file goes together.
+        for run in
+            record.edits.chunk_by(|a, b| a.patched_file().is_some_and(|file| b.patched_file() == Some(file)))
+        {
+            txn.edit(run, record)?;
         }
         txn.put_row(
             meta::time(time.as_nanos_saturating().div_euclid(10_000_000)),
@@ -54,7 +57,9 @@ impl Index {
 }
 
 impl Txn<'_> {
-    fn edit(&mut self, edit: &Edit, record: &Record) -> Result<()> {
+    /// One edit, or several that patch the same file.
+    fn edit(&mut self, run: &[Edit], record: &Record) -> Result<()> {
+        let Some(edit) = run.first() else { return Ok(()) };
         // Who still has a deleted volume open may go on changing it; nothing of that must outlive the sweep.
         let gone = |vol| self.state.volumes.get(&vol).is_none_or(|v| v.deleted);
         if edit.volume_of_item().is_some_and(gone) {
@@ -72,9 +77,7 @@ impl Txn<'_> {
             Edit::DelDirent { vol, parent, hash } => {
                 self.delete(&keys::dirent(*vol, *parent, hash), self.lsn).map(drop)
             }
-            Edit::PatchBlock { vol, ino, block, offset, pieces } => {
-                self.patch_block(*vol, *ino, *block, *offset, pieces)
-            }
+            Edit::PatchBlock { vol, ino, .. } => self.patch_blocks(*vol, *ino, run),
             Edit::DropBlocks { vol, ino, from, to } => self.drop_blocks(*vol, *ino, *from, *to),
             Edit::Cut { vol, ino, from, to } => self.cut(*vol, *ino, *from, *to),
             Edit::Reap { vol, ino, cut, items } => self.reap(*vol, *ino, *cut, *items as usize),
@@ -161,123 +164,6 @@ impl Txn<'_> {
         Ok(())
     }
 
-    fn inode(&mut self, vol: VolumeId, ino: Ino) -> Result<Option<Inode>> {
-        Ok(self.head_item::<Inode>(&keys::inode(vol, ino))?.map(|(_, inode)| inode))
-    }
-
-    /// Adds `delta` to the inode's data bytes without making a new version.
-    fn add_data_bytes(&mut self, vol: VolumeId, ino: Ino, added: u64, removed: u64) -> Result<()> {
-        if added == removed {
-            return Ok(());
-        }
-        if let Some(mut inode) = self.inode(vol, ino)? {
-            inode.data_bytes = inode.data_bytes.saturating_add(added).saturating_sub(removed);
-            self.amend(&keys::inode(vol, ino), &inode)?;
-        }
-        Ok(())
-    }
-
-    fn patch_block(
-        &mut self,
-        vol: VolumeId,
-        ino: Ino,
-        block: u64,
-        offset: u32,
-        pieces: &[Piece],
-    ) -> Result<()> {
-        let key = keys::block(vol, ino, block);
-        let cut = self.inode(vol, ino)?.map_or(Lsn::ZERO, |i| i.cut_at(block));
-        let old = self.head_item::<Recipe>(&key)?;
-        // A version from before a cut is already over; it only was not reaped yet.
-        let (base, end) = match old {
-            Some((since, _)) if since < cut => (Recipe::default(), cut),
-            Some((_, recipe)) => (recipe, self.lsn),
-            None => (Recipe::default(), self.lsn),
-        };
-        let removed = if end == self.lsn {
-            base.data_bytes()
-        } else {
-            self.head(&key)?.map_or(Ok(0), |s| self.public_recipe(&key, &s).map(|r| r.data_bytes()))?
-        };
-        let new = base.overlay(offset, pieces);
-        self.put_block(&key, &new, end)?;
-        self.add_data_bytes(vol, ino, new.data_bytes(), removed)
-    }
-
-    /// Ends the head of a block at `end`; returns its data bytes.
-    fn drop_block(&mut self, key: &[u8], end: Lsn) -> Result<u64> {
-        match self.delete(key, end)? {
-            Some(old) => Ok(self.public_recipe(key, &old)?.data_bytes()),
-            None => Ok(0),
-        }
-    }
-
-    fn drop_blocks(&mut self, vol: VolumeId, ino: Ino, from: u64, to: u64) -> Result<()> {
-        if to.saturating_sub(from) > DIRECT_REMOVE_BLOCKS_MAX {
-            return Err(Error::corrupt(
-                "record",
-                format!("lsn {}", self.lsn),
-                "too many blocks dropped at once",
-            ));
-        }
-        let inode = self.inode(vol, ino)?;
-        let mut removed = 0;
-        for block in from..to {
-            let key = keys::block(vol, ino, block);
-            let cut = inode.as_ref().map_or(Lsn::ZERO, |i| i.cut_at(block));
-            let since = self.head(&key)?.map(|s| s.since);
-            let end = if since.is_some_and(|s| s < cut) { cut } else { self.lsn };
-            removed += self.drop_block(&key, end)?;
-        }
-        self.add_data_bytes(vol, ino, 0, removed)
-    }
-
-    fn cut(&mut self, vol: VolumeId, ino: Ino, from: u64, to: u64) -> Result<()> {
-        // The row outlives the inode: of an inode that is gone, all blocks up to `to` go.
-        let head = self.head_item::<Inode>(&keys::inode(vol, ino))?;
-        let excluded = head.as_ref().is_some_and(|(_, inode)| inode.attrs.excluded);
-        self.put_row(meta::reap(vol, self.lsn, ino), reap_row(from, to, excluded))?;
-        // A version that began earlier is about to end with this record; at its own points nothing was cut.
-        let head = head.filter(|(since, _)| *since == self.lsn || excluded);
-        if let Some((_, mut inode)) = head {
-            if inode.cuts.len() >= CUTS_MAX {
-                return Err(Error::corrupt("record", format!("lsn {}", self.lsn), "too many cuts"));
-            }
-            inode.cuts.push(Cut { from, to, lsn: self.lsn });
-            self.amend(&keys::inode(vol, ino), &inode)?;
-        }
-        Ok(())
-    }
-
-    fn reap(&mut self, vol: VolumeId, ino: Ino, cut: Lsn, items: usize) -> Result<()> {
-        let row = meta::reap(vol, cut, ino);
-        let Some((from, to, excluded)) = self.index.reap_range(&row)? else { return Ok(()) };
-        let below = keys::block(vol, ino, to);
-        let found = self.index.keys_between(HEADS, &keys::block(vol, ino, from), &below, items)?;
-        let mut removed = 0;
-        self.unkept = excluded;
-        for key in &found {
-            if self.head(key)?.is_some_and(|s| s.since < cut) {
-                removed += self.drop_block(key, cut)?;
-            }
-        }
-        self.unkept = false;
-        self.add_data_bytes(vol, ino, 0, removed)?;
-        // Blocks written after the cut stay; go on behind what was looked at.
-        let next = found.last().and_then(|k| keys::block_of(k)).map(|b| b.saturating_add(1));
-        match next.filter(|_| found.len() >= items) {
-            Some(next) => self.put_row(row, reap_row(next, to, excluded)),
-            None => {
-                self.delete_row(&row);
-                if let Some(mut inode) = self.inode(vol, ino)? {
-                    inode.cuts.retain(|c| c.lsn != cut);
-                    self.amend(&keys::inode(vol, ino), &inode)?;
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// All numbers of a stage count as used from the start, so that none of them is given to anything that its
     /// removal would take along.
     fn stage(&mut self, vol: VolumeId, from: Ino, to: Ino, staged: bool) -> Result<()> {
@@ -288,42 +174,6 @@ impl Txn<'_> {
         }
         self.delete_row(&row);
         Ok(())
-    }
-
-    fn rebind(&mut self, key: &[u8], since: Lsn, recipe: &Recipe) -> Result<()> {
-        let head = self.head(key)?.filter(|s| s.since == since);
-        let (old, end) = match head {
-            Some(old) => (old, None),
-            None => match self.index.history_after(key, since)? {
-                Some((end, old)) if old.since == since => (old, Some(end)),
-                _ => return Ok(()),
-            },
-        };
-        let before = self.public_recipe(key, &old)?;
-        // Small holes may have become zeros; never the other way, which would lose data.
-        let (had, has) = (before.data_bytes(), recipe.data_bytes());
-        if has < had {
-            self.clear_pending(key, since);
-            return Ok(());
-        }
-        for id in recipe.chunks() {
-            self.reference(id)?;
-        }
-        match end {
-            None => self.amend(key, recipe)?,
-            Some(end) => self.amend_history(key, end, &old, recipe)?,
-        }
-        self.release_block(key, since, Some(&before))?;
-        self.clear_pending(key, since);
-        let vol = keys::volume_of(key);
-        if let Some(volume) = self.state.volume_mut(vol).filter(|_| has > had) {
-            let total = if end.is_none() { &mut volume.live_bytes } else { &mut volume.history_bytes };
-            *total = total.saturating_add(has - had);
-        }
-        match keys::ino_of(key) {
-            Some(ino) if end.is_none() => self.add_data_bytes(vol, ino, has, had),
-            _ => Ok(()),
-        }
     }
 
     fn snapshot_create(&mut self, vol: VolumeId, spec: &SnapshotSpec, record: &Record) -> Result<()> {
@@ -363,51 +213,6 @@ impl Txn<'_> {
         for key in self.index.times_before(floor.unwrap_or(Lsn::ZERO), SWEEP_ITEMS_MAX)? {
             self.delete_row(&key);
         }
-        Ok(())
-    }
-
-    /// Forgets up to a batch of versions: first what only the window kept and has left it, then what only
-    /// the oldest snapshot being deleted needed. That one is gone when a look from the beginning finds no more.
-    fn forget(&mut self, vol: VolumeId, items: usize, from: ForgetFrom) -> Result<()> {
-        let Some(volume) = self.state.volumes.get(&vol) else { return Ok(()) };
-        let floor = volume.floor;
-        let deleting = volume.points.iter().find(|(_, s)| s.deleting).map(|(at, _)| *at);
-        let (mut left, mut reached) = (items, from);
-        for (end, head) in self.index.ended_until(vol, from.window, floor, left)? {
-            self.delete_ended(vol, Lsn::ZERO, end, &head)?;
-            self.free_history(&head, end)?;
-            reached.window = end;
-            left -= 1;
-        }
-        let Some(at) = deleting.filter(|_| left > 0) else {
-            self.index.forgot(vol, reached);
-            return Ok(());
-        };
-        let points = self.state.volumes.get(&vol).map(|v| &v.points);
-        let previous = points.and_then(|s| s.range(..at).next_back()).map_or(Lsn::ZERO, |(p, _)| *p);
-        let next = points.and_then(|s| s.range(at.next()..).next()).map_or(Lsn::MAX, |(n, _)| *n);
-        let whole = from.first == Lsn::ZERO;
-        let start = (from.first, from.end);
-        let found = self.index.ended_between(vol, (previous, at), (at, next), start, left)?;
-        for (first, end, head, bytes) in &found {
-            self.delete_ended(vol, *first, *end, head)?;
-            if *end > floor {
-                self.put_ended(vol, Lsn::ZERO, *end, head, *bytes)?;
-            } else {
-                self.free_history(head, *end)?;
-            }
-            (reached.first, reached.end) = (*first, *end);
-        }
-        if found.len() < left {
-            (reached.first, reached.end) = (Lsn::ZERO, Lsn::ZERO);
-            if whole {
-                self.delete_row(&meta::snapshot(vol, at));
-                if let Some(volume) = self.state.volume_mut(vol) {
-                    volume.points.remove(&at);
-                }
-            }
-        }
-        self.index.forgot(vol, reached);
         Ok(())
     }
 
@@ -451,22 +256,7 @@ impl Txn<'_> {
     }
 }
 
-/// The value of a reap row.
-fn reap_row(from: u64, to: u64, excluded: bool) -> Vec<u8> {
-    let mut row = [from.to_le_bytes(), to.to_le_bytes()].concat();
-    row.extend(excluded.then_some(1u8));
-    row
-}
-
 impl Index {
-    /// The blocks that are still to be reaped, and whether they are of an excluded file.
-    fn reap_range(&self, row: &[u8]) -> Result<Option<(u64, u64, bool)>> {
-        let Some(value) = self.get("default", row)? else { return Ok(None) };
-        let mut d = crate::types::wire::Decoder::new(&value);
-        let range = d.u64().and_then(|from| Ok((from, d.u64()?, !d.rest().is_empty())));
-        range.map(Some).map_err(|e| damaged(row, e))
-    }
-
     /// The first history entry of `head` that ended after `point`, with its end.
     pub(super) fn history_after(&self, head: &[u8], point: Lsn) -> Result<Option<(Lsn, Stored)>> {
         let below = keys::after_prefix(head);

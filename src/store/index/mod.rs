@@ -5,8 +5,10 @@
 //! that what it holds on disk is never ahead of the synced journal ([`Index::begin_flush`]).
 
 pub mod apply;
+mod blocks;
 mod erase;
 mod files;
+mod forget;
 pub mod frozen;
 pub mod keys;
 mod mend;
@@ -30,7 +32,7 @@ use rocksdb::{
 };
 
 use crate::store::keys::Sealer;
-use crate::store::model::{ForgetFrom, Policy};
+use crate::store::model::Policy;
 use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, PackId, Result, VolumeId};
@@ -57,6 +59,8 @@ const FLUSH_POLLS_PER_PROBE: u32 = 100;
 /// A memory table that grows beyond this is flushed by RocksDB itself, which must never happen: much larger
 /// than what `Store` lets them grow to.
 const MEMTABLE_BYTES_MAX: &str = "4294967296";
+/// The part of that which a memory table's bloom filter takes, 2 MiB: most look-ups are of what is not in it.
+const MEMTABLE_BLOOM_RATIO: f64 = 1.0 / 2048.0;
 /// Free space at which RocksDB tries again what found none: it takes the size that the tables are opened with.
 pub(super) const RESUME_FREE_BYTES: usize = 4 << 20;
 /// What an entry takes in a table beside its key and value.
@@ -105,8 +109,8 @@ pub struct Index {
     changed: Vec<String>,
     /// Of the tables, where it is not a checkpoint: those are not written.
     sums: Mutex<Option<Sums>>,
-    /// Where forgetting goes on, by volume. No part of the state: a record says where it begins.
-    forgotten: Mutex<HashMap<VolumeId, ForgetFrom>>,
+    /// Where forgetting goes on, by volume.
+    forgotten: Mutex<HashMap<VolumeId, forget::Known>>,
     /// Costs so far.
     pub counters: Counters,
 }
@@ -145,6 +149,8 @@ fn db_options() -> Result<Options> {
     o.set_keep_log_file_num(2);
     o.set_max_log_file_size(4 << 20);
     o.set_max_background_jobs(2);
+    // Or the disk gets a whole table at once, and whoever syncs the journal waits for all of it.
+    o.set_bytes_per_sync(1 << 20);
     o.set_max_total_wal_size(0);
     // No flush but ours: the write buffers are larger than what `Store` lets them grow to.
     o.set_db_write_buffer_size(0);
@@ -163,6 +169,8 @@ fn family_options(cache: &Cache) -> Options {
     let mut o = Options::default();
     o.set_block_based_table_factory(&table);
     o.set_write_buffer_size(RESUME_FREE_BYTES);
+    o.set_memtable_whole_key_filtering(true);
+    o.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
     // On a full disk compaction fails while flushes go on: writers must not be made to wait for it, they
     // would wait under the append lock.
     o.set_level_zero_slowdown_writes_trigger(LEVEL_0_FILES_MAX);
@@ -303,6 +311,21 @@ impl Index {
             self.counters.bytes.fetch_add(v.len() as u64, Ordering::Relaxed);
         }
         Ok(value)
+    }
+
+    /// Several point look-ups at once, which cost less than one after the other.
+    fn get_all<'k, K: AsRef<[u8]> + 'k>(
+        &self,
+        family: &str,
+        keys: impl ExactSizeIterator<Item = &'k K>,
+    ) -> Vec<Result<Option<rocksdb::DBPinnableSlice<'_>>>> {
+        let family = match self.family(family) {
+            Ok(family) => family,
+            Err(e) => return vec![Err(e)],
+        };
+        self.counters.gets.fetch_add(keys.len() as u64, Ordering::Relaxed);
+        let found = self.db.batched_multi_get_cf(family, keys, false);
+        found.into_iter().map(|value| value.map_err(index_error)).collect()
     }
 
     fn iterate(&self, family: &str, from: &[u8], below: &[u8]) -> Result<rocksdb::DBRawIterator<'_>> {

@@ -3,7 +3,7 @@
 use super::keys::{self, meta};
 use super::rows::ChunkEntry;
 use super::{CHUNKS, HEADS, HISTORY, Index, damaged, index_error};
-use crate::store::model::{ForgetFrom, Recipe};
+use crate::store::model::Recipe;
 use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
 
 /// A dead-list item: first point, end, head key, data bytes.
@@ -58,42 +58,6 @@ impl Index {
         Ok(found)
     }
 
-    /// Up to `limit` dead-list items that only the window needs, and that ended in `from..=until`.
-    pub(super) fn ended_until(
-        &self,
-        vol: VolumeId,
-        from: Lsn,
-        until: Lsn,
-        limit: usize,
-    ) -> Result<Vec<(Lsn, Vec<u8>)>> {
-        let from = keys::ended_from(vol, Lsn::ZERO, from);
-        let below = keys::ended_from(vol, Lsn::ZERO, until.next());
-        let keys = self.keys_between(HISTORY, &from, &below, limit)?;
-        Ok(keys.iter().filter_map(|k| keys::split_ended(k)).map(|(_, end, head)| (end, head)).collect())
-    }
-
-    /// Up to `limit` dead-list items with `firsts.0 < first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, none of them
-    /// before `start` (first, end).
-    pub(super) fn ended_between(
-        &self,
-        vol: VolumeId,
-        firsts: (Lsn, Lsn),
-        ends: (Lsn, Lsn),
-        start: (Lsn, Lsn),
-        limit: usize,
-    ) -> Result<Vec<Ended>> {
-        let mut found = Vec::new();
-        if limit > 0 {
-            let from = keys::ended_from(vol, firsts.0.next(), ends.0.next());
-            let from = from.max(keys::ended_from(vol, start.0, start.1));
-            self.visit_ended_from(&from, vol, firsts.1, ends, |item| {
-                found.push(item);
-                Ok(found.len() < limit)
-            })?;
-        }
-        Ok(found)
-    }
-
     /// Visits the dead-list items with `firsts.0 ≤ first ≤ firsts.1` and `ends.0 < end ≤ ends.1`, while
     /// `visit` says true.
     pub(super) fn visit_ended(
@@ -106,7 +70,7 @@ impl Index {
         self.visit_ended_from(&keys::ended_from(vol, firsts.0, ends.0.next()), vol, firsts.1, ends, visit)
     }
 
-    fn visit_ended_from(
+    pub(super) fn visit_ended_from(
         &self,
         from: &[u8],
         vol: VolumeId,
@@ -149,33 +113,6 @@ impl Index {
             Ok(true)
         })?;
         Ok(total)
-    }
-
-    /// Whether a `Forget` record would find work.
-    pub fn wants_forget(&self, vol: VolumeId) -> Result<bool> {
-        let (floor, deleting) = {
-            let state = self.state();
-            let Some(volume) = state.volumes.get(&vol).filter(|v| !v.deleted) else { return Ok(false) };
-            (volume.floor, volume.points.values().any(|s| s.deleting))
-        };
-        Ok(deleting || self.window_moves(vol, floor)?)
-    }
-
-    /// Whether moving the window's floor to `floor` would let something be forgotten.
-    pub fn window_moves(&self, vol: VolumeId, floor: Lsn) -> Result<bool> {
-        Ok(!self.ended_until(vol, self.forget_from(vol).window, floor, 1)?.is_empty())
-    }
-
-    /// Where the next `Forget` record is to begin its look: what was forgotten lies before it, and passing over so
-    /// many removed rows again and again would cost more than forgetting. From the very beginning where this is not
-    /// known, and when a look from here has found no more.
-    pub fn forget_from(&self, vol: VolumeId) -> ForgetFrom {
-        self.forgotten.lock().get(&vol).copied().unwrap_or_default()
-    }
-
-    /// Notes how far a record has come.
-    pub(super) fn forgot(&self, vol: VolumeId, from: ForgetFrom) {
-        self.forgotten.lock().insert(vol, from);
     }
 
     /// The cuts still to be reaped, oldest first, at most `limit`.
@@ -245,6 +182,18 @@ impl Index {
     /// What is known of a chunk.
     pub fn chunk(&self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
         self.get(CHUNKS, &id.0)?.map(|v| ChunkEntry::decode(&v).map_err(|e| damaged(&id.0, e))).transpose()
+    }
+
+    /// What is known of several chunks, whose names are in order.
+    pub(super) fn chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkEntry>>> {
+        if let [one] = ids {
+            return Ok(vec![self.chunk(one)?]);
+        }
+        let found = self.get_all(CHUNKS, ids.iter().map(|id| &id.0));
+        let entry = |(value, id): (Result<Option<rocksdb::DBPinnableSlice<'_>>>, &ChunkId)| {
+            value?.map(|v| ChunkEntry::decode(&v).map_err(|e| damaged(&id.0, e))).transpose()
+        };
+        found.into_iter().zip(ids).map(entry).collect()
     }
 
     /// Up to `limit` keys of time marks, oldest first, whose record lies before `floor`.

@@ -28,7 +28,8 @@ pub(super) struct Txn<'a> {
     locate: &'a dyn Locate,
     batch: WriteBatch,
     heads: HashMap<Vec<u8>, Option<Stored>>,
-    chunks: HashMap<ChunkId, ChunkEntry>,
+    /// Chunks whose counts this record changes, or is about to; `None`: not there.
+    chunks: HashMap<ChunkId, Option<ChunkEntry>>,
     /// The blocks that end now are of an excluded file, which may be gone.
     pub(super) unkept: bool,
 }
@@ -214,6 +215,7 @@ impl<'a> Txn<'a> {
         head: &[u8],
         bytes: u64,
     ) -> Result<()> {
+        self.index.note_bucket(vol, first);
         let family = self.index.family(HISTORY)?;
         self.batch.put_cf(family, keys::ended(vol, first, end, head), bytes.to_le_bytes());
         Ok(())
@@ -310,10 +312,20 @@ impl<'a> Txn<'a> {
     }
 
     fn chunk(&mut self, id: &ChunkId) -> Result<Option<ChunkEntry>> {
-        if let Some(entry) = self.chunks.get(id) {
-            return Ok(Some(*entry));
+        match self.chunks.get(id) {
+            Some(entry) => Ok(*entry),
+            None => self.index.chunk(id),
         }
-        self.index.chunk(id)
+    }
+
+    /// Looks up at once the chunks that are about to be counted.
+    pub(super) fn read_chunks(&mut self, mut ids: Vec<ChunkId>) -> Result<()> {
+        ids.retain(|id| !self.chunks.contains_key(id));
+        ids.sort_unstable();
+        ids.dedup();
+        let found = self.index.chunks(&ids)?;
+        self.chunks.extend(ids.into_iter().zip(found));
+        Ok(())
     }
 
     /// Counts one more recipe piece that names the chunk.
@@ -340,7 +352,7 @@ impl<'a> Txn<'a> {
             self.pack_changed(&entry, true);
         }
         entry.refs += 1;
-        self.chunks.insert(*id, entry);
+        self.chunks.insert(*id, Some(entry));
         Ok(())
     }
 
@@ -353,7 +365,7 @@ impl<'a> Txn<'a> {
         if entry.refs == 0 {
             self.pack_changed(&entry, false);
         }
-        self.chunks.insert(*id, entry);
+        self.chunks.insert(*id, Some(entry));
         Ok(())
     }
 
@@ -379,15 +391,21 @@ impl<'a> Txn<'a> {
 
     /// Writes everything in one batch.
     pub(super) fn finish(mut self) -> Result<()> {
+        // In order: RocksDB finds the place of the next key from that of the last.
         let heads = self.index.family(HEADS)?;
-        for (key, stored) in &self.heads {
+        let mut changed: Vec<_> = self.heads.iter().collect();
+        changed.sort_unstable_by_key(|(key, _)| *key);
+        for (key, stored) in changed {
             match stored {
                 Some(stored) => self.batch.put_cf(heads, key, stored.encode()),
                 None => self.batch.delete_cf(heads, key),
             }
         }
         let chunks = self.index.family(CHUNKS)?;
-        for (id, entry) in &self.chunks {
+        let mut counted: Vec<_> =
+            self.chunks.iter().filter_map(|(id, entry)| Some((id, entry.as_ref()?))).collect();
+        counted.sort_unstable_by_key(|(id, _)| *id);
+        for (id, entry) in counted {
             self.batch.put_cf(chunks, id.0, entry.encode());
         }
         for vol in std::mem::take(&mut self.state.dirty_volumes) {

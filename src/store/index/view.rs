@@ -144,7 +144,8 @@ impl View {
         })
     }
 
-    /// Visits the blocks of an inode that hold data, from block `from` on, while `visit` says true.
+    /// Visits the blocks of an inode that hold data, from block `from` on, while `visit` says true. Bytes that
+    /// lie in the recipes are not read: such pieces have only their length.
     pub fn blocks(
         &self,
         inode: &Inode,
@@ -152,15 +153,36 @@ impl View {
         from: u64,
         mut visit: impl FnMut(u64, Recipe) -> Result<bool>,
     ) -> Result<()> {
+        self.block_versions(inode, ino, from, |block, stored, key| {
+            visit(block, Recipe::join_public(&stored.public).map_err(|e| damaged(key, e))?)
+        })
+    }
+
+    /// As [`View::blocks`], with the bytes.
+    pub fn recipes(
+        &self,
+        inode: &Inode,
+        ino: Ino,
+        from: u64,
+        mut visit: impl FnMut(u64, Recipe) -> Result<bool>,
+    ) -> Result<()> {
+        self.block_versions(inode, ino, from, |block, stored, key| {
+            visit(block, self.index.item(key, stored)?)
+        })
+    }
+
+    fn block_versions(
+        &self,
+        inode: &Inode,
+        ino: Ino,
+        from: u64,
+        mut visit: impl FnMut(u64, &Stored, &[u8]) -> Result<bool>,
+    ) -> Result<()> {
         let prefix = keys::prefix(self.vol, Family::Block, ino);
         let from = keys::block(self.vol, ino, from);
         self.scan(&prefix, &from, &mut |since, stored, key| {
             let block = keys::block_of(key).ok_or_else(|| damaged(key, "bad key"))?;
-            if since < inode.cut_at(block) {
-                return Ok(true);
-            }
-            let recipe = Recipe::join_public(&stored.public).map_err(|e| damaged(key, e))?;
-            visit(block, recipe)
+            if since < inode.cut_at(block) { Ok(true) } else { visit(block, stored, key) }
         })
     }
 
@@ -175,33 +197,27 @@ impl View {
         }
     }
 
-    /// Merges heads and history: of each key the version that `at` shows. Once a key is decided, both
-    /// iterators seek past all its versions.
+    /// Merges heads and history: of each key the version that `at` shows.
     fn scan_past(&self, at: Lsn, from: &[u8], below: &[u8], visit: &mut Visit<'_>) -> Result<()> {
         // The history is opened after the heads: what leaves the heads in between is then seen there twice
         // at worst, and the head wins.
         let mut heads = self.index.iterate(HEADS, from, below)?;
-        let mut history = self.index.iterate(HISTORY, from, below)?;
+        let mut history = Past(self.index.iterate(HISTORY, from, below)?);
         loop {
-            let old = history.key().and_then(keys::split_history).map(|(head, _)| head.to_vec());
-            let head = heads.key().map(<[u8]>::to_vec);
-            let key = match (head.as_ref(), old.as_ref()) {
-                (None, None) => break,
-                (Some(h), None) => h.clone(),
-                (None, Some(o)) => o.clone(),
-                (Some(h), Some(o)) => h.min(o).clone(),
-            };
+            let (head, old) = (heads.key(), history.head());
+            let Some(key) = head.into_iter().chain(old).min().map(<[u8]>::to_vec) else { break };
+            let (is_head, is_old) = (head == Some(key.as_slice()), old == Some(key.as_slice()));
             let mut shown = None;
-            if head.as_ref() == Some(&key) {
+            if is_head {
                 let stored = heads.value().map(Stored::decode).transpose().map_err(|e| damaged(&key, e))?;
                 shown = stored.filter(|s| s.since <= at);
                 heads.next();
             }
-            if old.as_ref() == Some(&key) {
+            if is_old {
                 if shown.is_none() {
-                    shown = self.index.history_after(&key, at)?.map(|(_, s)| s).filter(|s| s.since <= at);
+                    shown = history.at(&key, at)?;
                 }
-                history.seek(keys::after_prefix(&keys::history(&key, Lsn::MAX)));
+                history.pass(&key);
             }
             if let Some(stored) = shown
                 && !visit(stored.since, &stored, &key)?
@@ -210,6 +226,36 @@ impl View {
             }
         }
         heads.status().map_err(index_error)?;
-        history.status().map_err(index_error)
+        history.0.status().map_err(index_error)
+    }
+}
+
+/// The history of a range of keys.
+struct Past<'a>(rocksdb::DBRawIterator<'a>);
+
+impl Past<'_> {
+    /// The key whose version is next.
+    fn head(&self) -> Option<&[u8]> {
+        self.0.key().and_then(keys::split_history).map(|(head, _)| head)
+    }
+
+    /// The version of `key`, which is next, that a point shows.
+    fn at(&mut self, key: &[u8], at: Lsn) -> Result<Option<Stored>> {
+        if self.0.key().and_then(keys::split_history).is_some_and(|(_, end)| end <= at) {
+            self.0.seek(keys::history(key, at.next()));
+        }
+        let value = if self.head() == Some(key) { self.0.value() } else { None };
+        let stored = value.map(Stored::decode).transpose().map_err(|e| damaged(key, e))?;
+        Ok(stored.filter(|s| s.since <= at))
+    }
+
+    /// Passes by what is left of `key`: mostly one version, but it may be a hundred thousand.
+    fn pass(&mut self, key: &[u8]) {
+        if self.head() == Some(key) {
+            self.0.next();
+        }
+        if self.head() == Some(key) {
+            self.0.seek(keys::after_prefix(&keys::history(key, Lsn::MAX)));
+        }
     }
 }

@@ -307,6 +307,14 @@ impl Edit {
         }
     }
 
+    /// The file whose block it patches.
+    pub(in crate::store) fn patched_file(&self) -> Option<(VolumeId, Ino)> {
+        match self {
+            Edit::PatchBlock { vol, ino, .. } => Some((*vol, *ino)),
+            _ => None,
+        }
+    }
+
     /// The volume whose tree it changes, as programs see it.
     pub(in crate::store) fn volume_of_content(&self) -> Option<VolumeId> {
         use Edit::*;

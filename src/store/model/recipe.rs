@@ -36,6 +36,14 @@ impl Piece {
         Piece { len, source: Source::Hole }
     }
 
+    /// The chunk that it names, if it names one.
+    pub fn chunk(&self) -> Option<&ChunkId> {
+        match &self.source {
+            Source::Chunk { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
     /// The part of the piece from `skip` on, `len` bytes long; both lie within the piece.
     #[must_use]
     pub fn part(&self, skip: u32, len: u32) -> Piece {
@@ -155,10 +163,7 @@ impl Recipe {
 
     /// The chunks referred to, one for each piece.
     pub fn chunks(&self) -> impl Iterator<Item = &ChunkId> {
-        self.pieces.iter().filter_map(|p| match &p.source {
-            Source::Chunk { id, .. } => Some(id),
-            _ => None,
-        })
+        self.pieces.iter().filter_map(Piece::chunk)
     }
 
     /// The recipe of a public half alone: its inline pieces have their length but no bytes.
