@@ -187,6 +187,43 @@ def many_snapshots(mount, snapshots, operations):
     mount.umount()
 
 
+def take_points(mount, files, snapshots):
+    """Many snapshots of many files, three of which are changed before each."""
+    rng, took = random.Random(3), []
+    for i in range(snapshots):
+        for path in rng.sample(files, 3):
+            with open(path, "w", encoding="ascii") as f:
+                f.write(str(i))
+        start = time.monotonic()
+        os.mkdir(os.path.join(mount.path, ".snapshots", f"p{i:05}"))
+        took.append((time.monotonic() - start) * 1000)
+    took.sort()
+    print(
+        f"{'taking a snapshot, three small changes before each':<52} median {statistics.median(took):6.2f} ms, "
+        f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
+    )
+    told = timed("list of the snapshots", lambda: mount.run("snapshot", "list", mount.path))
+    assert len(told.splitlines()) > snapshots
+    timed("diff of the last two", lambda: mount.run("diff", mount.path, f"p{snapshots - 2:05}", f"p{snapshots - 1:05}"))
+    timed("diff of the first and the last", lambda: mount.run("diff", mount.path, "p00000", f"p{snapshots - 1:05}"))
+    timed("log of a file", lambda: mount.run("log", files[0]))
+    print(f"{'peak memory of the server':<52} {mount.peak_mib():9.0f} MiB")
+    timed("unmount", mount.umount)
+    print(f"{'server start until mounted':<52} {mount.mount():9.2f} s")
+    middle = os.path.join(mount.path, ".snapshots", f"p{snapshots // 2:05}")
+    found = timed("list the files of the one in the middle", lambda: count(middle))
+    assert found == count(mount.path), found
+    mount.umount()
+
+
+def many_points(mount, directories, each, snapshots):
+    print(f"-- {snapshots:,} snapshots of {directories * each:,} files")
+    mount.mount()
+    timed("create", lambda: create_files(mount.path, directories, each))
+    files = [os.path.join(mount.path, f"d{d:04}", f"f{i:05}") for d in range(directories) for i in range(each)]
+    take_points(mount, files, snapshots)
+
+
 def full_buffers(mount):
     print("-- a snapshot while a writer keeps the buffers full")
     mount.mount()
@@ -224,10 +261,12 @@ def main():
     parser.add_argument("--snapshots", type=int, default=1000)
     parser.add_argument("--versions", type=int, default=100_000)
     parser.add_argument("--operations", type=int, default=5000)
-    parser.add_argument("--only", choices=["files", "snapshots", "versions", "buffers"])
+    parser.add_argument("--points", type=int, default=10_000)
+    parser.add_argument("--only", choices=["files", "points", "snapshots", "versions", "buffers"])
     options = parser.parse_args()
     parts = {
         "files": lambda m: many_files(m, options.directories, options.files),
+        "points": lambda m: many_points(m, options.directories, options.files, options.points),
         "snapshots": lambda m: many_snapshots(m, options.snapshots, options.operations),
         "versions": lambda m: versions(m, options.versions),
         "buffers": full_buffers,

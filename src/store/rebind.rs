@@ -9,7 +9,7 @@ use super::index::Index;
 use super::index::keys;
 use super::index::scan::PendingBlock;
 use super::model::{Edit, Piece, Recipe, Source};
-use crate::types::limits::{RECIPE_PIECES_PATCHED_MAX, RECIPE_PIECES_TARGET, SMALL_HOLE_BYTES};
+use crate::types::limits::{BLOCK_BYTES, RECIPE_PIECES_PATCHED_MAX, RECIPE_PIECES_TARGET, SMALL_HOLE_BYTES};
 use crate::types::{Lsn, Result};
 
 /// Block versions that one record rebinds.
@@ -40,7 +40,11 @@ impl Store {
     /// patch costs as much as the block has pieces.
     pub fn defragment(&self, edits: &[Edit]) -> Result<()> {
         for edit in edits {
-            let Edit::PatchBlock { vol, ino, block, .. } = edit else { continue };
+            let Edit::PatchBlock { vol, ino, block, pieces, .. } = edit else { continue };
+            if pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>() >= BLOCK_BYTES {
+                // Nothing is left of what is there.
+                continue;
+            }
             let Some((since, pieces)) = self.index.block_pieces(&keys::block(*vol, *ino, *block))? else {
                 continue;
             };

@@ -62,25 +62,38 @@ impl Volume {
         if same && from.offset < offset + len && offset < from.offset + len {
             return Err(FsError::Invalid("the ranges overlap"));
         }
-        let mut done = 0;
-        while done < len {
-            let step = (len - done).min(COPY_BYTES_PER_RECORD);
+        let part = |done: u64| {
             let part = CopySource { offset: from.offset + done, ..from };
-            let copied = self.copy_part(part, ino, offset + done, step, writer)?;
-            if copied == 0 {
-                break;
-            }
-            done += copied;
+            self.source_pieces(part, (len - done).min(COPY_BYTES_PER_RECORD))
+        };
+        let mut done = 0;
+        let mut read = part(0)?;
+        while let Some((pieces, held)) = read.take() {
+            let copied = pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
+            let (at, then) = (offset + done, done + copied);
+            let commit = || self.copy_part(&pieces, ino, at, writer);
+            // The next part is read while this one is committed.
+            read = std::thread::scope(|scope| {
+                let thread = std::thread::Builder::new().name("rewindfs-copy".into());
+                let ahead = (then < len).then(|| thread.spawn_scoped(scope, || part(then)));
+                commit()?;
+                match ahead {
+                    None => Ok(None),
+                    Some(Ok(ahead)) => ahead.join().unwrap_or_else(|_| part(then)),
+                    Some(Err(_)) => part(then),
+                }
+            })?;
+            drop(held);
+            done = then;
         }
         Ok(done)
     }
 
-    fn copy_part(&self, from: CopySource, ino: Ino, offset: u64, len: u64, writer: Writer) -> FsResult<u64> {
+    fn copy_part(&self, pieces: &[Piece], ino: Ino, offset: u64, writer: Writer) -> FsResult<()> {
         let _gate = self.enter();
         let cell = self.cell(ino)?;
         let _flush = cell.flush.lock();
         let mut live = self.settled_file(&cell)?;
-        let Some((pieces, _held)) = self.source_pieces(from, len)? else { return Ok(0) };
         let len = pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>();
         let now = self.shared.now();
         let mut attrs = live.attrs.clone();
@@ -89,14 +102,14 @@ impl Volume {
         attrs.size = committed;
         let (mode, author) = (attrs.mode, attrs.author);
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs }];
-        patch_edits(self.vol, ino, offset, &pieces, &mut edits);
+        patch_edits(self.vol, ino, offset, pieces, &mut edits);
         self.shared.commit_patches(edits, &|_| {})?;
         // A write that came since the flush came after the copy.
         live.committed_size = committed;
         live.attrs.size = live.attrs.size.max(committed);
         (live.attrs.mode, live.attrs.author) = (mode, author);
         (live.attrs.mtime, live.attrs.ctime) = (now, now);
-        Ok(len)
+        Ok(())
     }
 
     /// What the source's bytes are made of, as many as one record takes, with pins on the chunks; nothing at its

@@ -27,6 +27,26 @@ struct Lists {
     appending: BTreeMap<Place, u32>,
 }
 
+impl Lists {
+    fn pin(&mut self, id: &ChunkId) -> bool {
+        let pinned = self.chunks.entry(*id).or_insert(Pinned { location: None, pins: 0 });
+        pinned.pins += 1;
+        pinned.location.is_some()
+    }
+
+    fn unpin(&mut self, id: &ChunkId) {
+        let Some(pinned) = self.chunks.get_mut(id) else { return };
+        pinned.pins = pinned.pins.saturating_sub(1);
+        if pinned.pins == 0 {
+            let place = pinned.location.map(|at| (at.pack, at.offset));
+            self.chunks.remove(id);
+            if let Some(place) = place {
+                self.places.remove(&place);
+            }
+        }
+    }
+}
+
 /// The chunks between pack and index. Its lock is never held over I/O.
 #[derive(Default)]
 pub(super) struct Fresh(Mutex<Lists>);
@@ -35,24 +55,21 @@ impl Fresh {
     /// Pins the chunk. Returns whether it is packed and unknown to the index; if not, the caller looks there,
     /// and what it finds stays while it is pinned.
     pub(super) fn pin(&self, id: &ChunkId) -> bool {
-        let mut lists = self.0.lock();
-        let pinned = lists.chunks.entry(*id).or_insert(Pinned { location: None, pins: 0 });
-        pinned.pins += 1;
-        pinned.location.is_some()
+        self.0.lock().pin(id)
     }
 
-    /// Lets go of one pin; without pins the chunk is either in the index or nobody's.
-    pub(super) fn unpin(&self, id: &ChunkId) {
+    /// Pins chunks.
+    pub(super) fn pin_all(&self, ids: impl Iterator<Item = ChunkId>) {
         let mut lists = self.0.lock();
-        let Some(pinned) = lists.chunks.get_mut(id) else { return };
-        pinned.pins = pinned.pins.saturating_sub(1);
-        if pinned.pins == 0 {
-            let place = pinned.location.map(|at| (at.pack, at.offset));
-            lists.chunks.remove(id);
-            if let Some(place) = place {
-                lists.places.remove(&place);
-            }
+        for id in ids {
+            lists.pin(&id);
         }
+    }
+
+    /// Lets go of one pin of each; without pins a chunk is either in the index or nobody's.
+    pub(super) fn unpin<'a>(&self, ids: impl Iterator<Item = &'a ChunkId>) {
+        let mut lists = self.0.lock();
+        ids.for_each(|id| lists.unpin(id));
     }
 
     /// Whether a record that is about to be committed may name the chunk.
@@ -126,9 +143,9 @@ mod tests {
         assert_eq!(fresh.low_mark((PackId(1), 50)), (PackId(1), 20));
         fresh.begin((PackId(1), 50));
         fresh.end((PackId(1), 50), Some((b, at(60))));
-        fresh.unpin(&a);
+        fresh.unpin([&a].into_iter());
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 60));
-        fresh.unpin(&b);
+        fresh.unpin([&b].into_iter());
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 90));
     }
 
@@ -139,9 +156,9 @@ mod tests {
         fresh.begin((PackId(1), 0));
         fresh.end((PackId(1), 0), Some((a, at(0))));
         assert!(fresh.pin(&a));
-        fresh.unpin(&a);
+        fresh.unpin([&a].into_iter());
         assert!(fresh.get(&a).is_some() && fresh.is_pinned(&a));
-        fresh.unpin(&a);
+        fresh.unpin([&a].into_iter());
         assert!(fresh.get(&a).is_none() && !fresh.is_pinned(&a));
     }
 
@@ -155,8 +172,8 @@ mod tests {
         }
         assert_eq!(fresh.get(&a), Some(at(20)));
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 20));
-        fresh.unpin(&a);
-        fresh.unpin(&a);
+        fresh.unpin([&a].into_iter());
+        fresh.unpin([&a].into_iter());
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 90));
     }
 }

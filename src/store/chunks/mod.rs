@@ -95,9 +95,7 @@ impl Stored {
 
 impl Drop for Stored {
     fn drop(&mut self) {
-        for (id, _) in &self.chunks {
-            self.inner.fresh.unpin(id);
-        }
+        self.inner.fresh.unpin(self.chunks.iter().map(|(id, _)| id));
     }
 }
 
@@ -200,11 +198,8 @@ impl ChunkStore {
     /// Pins chunks without looking whether they are there: the caller sees, after this, that something in the index
     /// names them, and is to commit nothing if not.
     pub fn pin(&self, ids: impl Iterator<Item = ChunkId>) -> Stored {
-        let pin = |id| {
-            self.inner.fresh.pin(&id);
-            (id, 0)
-        };
-        let chunks = ids.map(pin).collect();
+        let chunks: Vec<_> = ids.map(|id| (id, 0)).collect();
+        self.inner.fresh.pin_all(chunks.iter().map(|(id, _)| *id));
         Stored { inner: self.inner.clone(), chunks, raw_bytes: 0 }
     }
 
@@ -327,7 +322,7 @@ impl Inner {
         // Before the index is asked: what it then says cannot be rewritten away.
         let fresh = self.fresh.pin(&id);
         let stored = self.store_pinned(index, id, plain, fresh);
-        stored.map(|raw| (id, raw)).inspect_err(|_| self.fresh.unpin(&id))
+        stored.map(|raw| (id, raw)).inspect_err(|_| self.fresh.unpin(std::iter::once(&id)))
     }
 
     fn store_pinned(&self, index: &Index, id: ChunkId, plain: &[u8], fresh: bool) -> Result<bool> {

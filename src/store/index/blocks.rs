@@ -7,6 +7,9 @@ use crate::store::model::{Cut, Edit, Inode, Piece, Recipe};
 use crate::types::limits::{CUTS_MAX, DIRECT_REMOVE_BLOCKS_MAX};
 use crate::types::{Error, Ino, Lsn, Result, VolumeId};
 
+/// From so many patches on, one look at a range of blocks costs less than one at each.
+const PATCHES_READ_TOGETHER: usize = 4;
+
 impl Txn<'_> {
     /// Patches blocks of one inode, which is read and written once for all of them.
     pub(super) fn patch_blocks(&mut self, vol: VolumeId, ino: Ino, patches: &[Edit]) -> Result<()> {
@@ -15,6 +18,7 @@ impl Txn<'_> {
             _ => &[],
         });
         self.read_chunks(pieces.filter_map(Piece::chunk).copied().collect())?;
+        self.read_patched(vol, ino, patches)?;
         let inode = self.inode(vol, ino)?;
         let (mut added, mut removed) = (0, 0);
         for patch in patches {
@@ -26,6 +30,20 @@ impl Txn<'_> {
             }
         }
         self.add_data_bytes(vol, ino, added, removed)
+    }
+
+    /// Reads the heads of the blocks together where most of a range is patched.
+    fn read_patched(&mut self, vol: VolumeId, ino: Ino, patches: &[Edit]) -> Result<()> {
+        let block = |patch: &Edit| match patch {
+            Edit::PatchBlock { block, .. } => Some(*block),
+            _ => None,
+        };
+        let first = patches.iter().filter_map(block).min().unwrap_or(0);
+        let last = patches.iter().filter_map(block).max().unwrap_or(0);
+        if patches.len() < PATCHES_READ_TOGETHER || last - first >= 2 * patches.len() as u64 {
+            return Ok(());
+        }
+        self.read_heads(keys::block(vol, ino, first), keys::block(vol, ino, last + 1))
     }
 
     /// Returns how many data bytes the block has now, and had.

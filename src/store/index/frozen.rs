@@ -78,6 +78,7 @@ impl Frozen<'_> {
         let mut options = ReadOptions::default();
         options.set_snapshot(&self.snapshot);
         options.set_iterate_upper_bound(below);
+        options.set_total_order_seek(true);
         // Reading everything once must not push out what programs use.
         options.fill_cache(false);
         let mut it = self.index.db.raw_iterator_cf_opt(self.index.family(family)?, options);

@@ -27,8 +27,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, Options, ReadOptions,
-    WriteBatch, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions,
+    MemtableFactory, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
 };
 
 use crate::store::keys::Sealer;
@@ -61,6 +61,12 @@ const FLUSH_POLLS_PER_PROBE: u32 = 100;
 const MEMTABLE_BYTES_MAX: &str = "4294967296";
 /// The part of that which a memory table's bloom filter takes, 2 MiB: most look-ups are of what is not in it.
 const MEMTABLE_BLOOM_RATIO: f64 = 1.0 / 2048.0;
+/// Of a chunk's name, what is hashed in memory tables, and into how many buckets: about one for each row that a
+/// flush writes at most.
+const CHUNK_PREFIX_BYTES: usize = 8;
+const CHUNK_BUCKETS: usize = 1 << 18;
+/// A part of a table's index or filter.
+const METADATA_BLOCK_BYTES: usize = 8 * 1024;
 /// Free space at which RocksDB tries again what found none: it takes the size that the tables are opened with.
 pub(super) const RESUME_FREE_BYTES: usize = 4 << 20;
 /// What an entry takes in a table beside its key and value.
@@ -152,9 +158,18 @@ fn db_options() -> Result<Options> {
     // Or the disk gets a whole table at once, and whoever syncs the journal waits for all of it.
     o.set_bytes_per_sync(1 << 20);
     o.set_max_total_wal_size(0);
+    // Not possible with tables that hash; and there is one writer at a time.
+    o.set_allow_concurrent_memtable_write(false);
     // No flush but ours: the write buffers are larger than what `Store` lets them grow to.
     o.set_db_write_buffer_size(0);
     Ok(o)
+}
+
+/// For keys that are hashes and hardly ever listed: a look-up in such a table costs the same however many it holds,
+/// and each record looks up and writes a row for every chunk that it names.
+fn hash_memory_tables(family: &mut Options) {
+    family.set_prefix_extractor(SliceTransform::create_fixed_prefix(CHUNK_PREFIX_BYTES));
+    family.set_memtable_factory(MemtableFactory::HashLinkList { bucket_count: CHUNK_BUCKETS });
 }
 
 fn family_options(cache: &Cache) -> Options {
@@ -164,6 +179,11 @@ fn family_options(cache: &Cache) -> Options {
     table.set_whole_key_filtering(true);
     table.set_cache_index_and_filter_blocks(true);
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
+    // In parts: the whole filter of a table is a megabyte, read and verified for one look-up when it is not cached.
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
     table.set_block_size(8 * 1024);
     table.set_format_version(5);
     let mut o = Options::default();
@@ -194,7 +214,13 @@ impl Index {
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let mut family = family_options(&cache);
         family.set_disable_auto_compactions(!options.compacts);
-        let families = FAMILIES.map(|name| ColumnFamilyDescriptor::new(name, family.clone()));
+        let families = FAMILIES.map(|name| {
+            let mut family = family.clone();
+            if name == CHUNKS {
+                hash_memory_tables(&mut family);
+            }
+            ColumnFamilyDescriptor::new(name, family)
+        });
         let db = DB::open_cf_descriptors(&db_options()?, path, families).map_err(index_error)?;
         let mut index = Index::assemble(db, path, sealer, cache)?;
         for family in FAMILIES {
@@ -332,6 +358,7 @@ impl Index {
         self.counters.seeks.fetch_add(1, Ordering::Relaxed);
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(below);
+        options.set_total_order_seek(true);
         let mut it = self.db.raw_iterator_cf_opt(self.family(family)?, options);
         it.seek(from);
         it.status().map_err(index_error)?;

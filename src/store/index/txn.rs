@@ -28,10 +28,19 @@ pub(super) struct Txn<'a> {
     locate: &'a dyn Locate,
     batch: WriteBatch,
     heads: HashMap<Vec<u8>, Option<Stored>>,
+    /// A range of keys whose heads were read together.
+    read: Option<HeadRange>,
     /// Chunks whose counts this record changes, or is about to; `None`: not there.
     chunks: HashMap<ChunkId, Option<ChunkEntry>>,
     /// The blocks that end now are of an excluded file, which may be gone.
     pub(super) unkept: bool,
+}
+
+/// The heads of a range of keys, as they were before the record.
+struct HeadRange {
+    from: Vec<u8>,
+    below: Vec<u8>,
+    heads: HashMap<Vec<u8>, Stored>,
 }
 
 /// Whether a block version should be given another representation in the background.
@@ -86,6 +95,7 @@ impl<'a> Txn<'a> {
             locate,
             batch: WriteBatch::default(),
             heads: HashMap::new(),
+            read: None,
             chunks: HashMap::new(),
             unkept: false,
         }
@@ -93,10 +103,24 @@ impl<'a> Txn<'a> {
 
     /// The head of `key`, this record's own changes included.
     pub(super) fn head(&mut self, key: &[u8]) -> Result<Option<Stored>> {
-        match self.heads.get(key) {
-            Some(own) => Ok(own.clone()),
+        if let Some(own) = self.heads.get(key) {
+            return Ok(own.clone());
+        }
+        match self.read.as_ref().filter(|read| (&*read.from..&*read.below).contains(&key)) {
+            Some(read) => Ok(read.heads.get(key).cloned()),
             None => self.index.head(key),
         }
+    }
+
+    /// Reads the heads of a range at once, most of which are about to be asked for.
+    pub(super) fn read_heads(&mut self, from: Vec<u8>, below: Vec<u8>) -> Result<()> {
+        let mut heads = HashMap::new();
+        self.index.range(HEADS, &from, &below, |key, value| {
+            heads.insert(key.to_vec(), Stored::decode(value).map_err(|e| damaged(key, e))?);
+            Ok(true)
+        })?;
+        self.read = Some(HeadRange { from, below, heads });
+        Ok(())
     }
 
     /// The decoded head of `key`.
