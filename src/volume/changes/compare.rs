@@ -150,11 +150,8 @@ impl<'a> Comparison<'a> {
         was: &[Place],
         is: &[Place],
     ) -> FsResult<()> {
+        // Even if nothing of it differs, and no name, it may have come or gone with a directory.
         let what = self.what(ino, old.as_ref(), new.as_ref())?;
-        // In a part of the volume, a name that is the same may have come into it with a directory.
-        if what.is_empty() && was == is && self.scope == Scope::Dir(Ino::ROOT) {
-            return Ok(());
-        }
         let Some(kind) = new.as_ref().or(old.as_ref()).map(|inode| inode.attrs.kind) else { return Ok(()) };
         let (size_before, size_after) = (old.as_ref().and_then(size), new.as_ref().and_then(size));
         let mut gone = spots(&mut self.before, was)?;
@@ -177,22 +174,22 @@ impl<'a> Comparison<'a> {
                     let (how, path, from) = (How::Renamed, now.path, Some(then.path));
                     self.tell(Change { how, path, from, kind, size_before, size_after, what }, ino)?;
                 }
-                (true, false) => self.tell_one_side(Side::Before, ino, then, kind, size_before, true)?,
-                (false, _) => self.tell_one_side(Side::After, ino, now, kind, size_after, true)?,
+                (true, false) => self.tell_one_side(Side::Before, ino, then, kind, size_before)?,
+                (false, _) => self.tell_one_side(Side::After, ino, now, kind, size_after)?,
             }
         }
-        let both = old.is_some() && new.is_some();
         for then in gone {
-            self.tell_one_side(Side::Before, ino, then, kind, size_before, both)?;
+            self.tell_one_side(Side::Before, ino, then, kind, size_before)?;
         }
         for now in came {
-            self.tell_one_side(Side::After, ino, now, kind, size_after, both)?;
+            self.tell_one_side(Side::After, ino, now, kind, size_after)?;
         }
         Ok(())
     }
 
-    /// Tells that something is seen only at one point. If it is there at both, it brings or takes along all that
-    /// it holds.
+    /// Tells that something is seen only at one point. A directory that is there at both, if without a name, brings
+    /// or takes along all that it holds: a restore prepares directories before it names them, and one that it
+    /// removes is emptied later.
     fn tell_one_side(
         &mut self,
         side: Side,
@@ -200,13 +197,15 @@ impl<'a> Comparison<'a> {
         spot: Spot,
         kind: FileKind,
         size: Option<u64>,
-        both: bool,
     ) -> FsResult<()> {
         if !spot.open {
             return Ok(());
         }
-        if both && kind == FileKind::Dir {
-            self.moved.push((side, ino, spot.path.clone()));
+        if kind == FileKind::Dir {
+            let other = if side == Side::Before { &self.after } else { &self.before };
+            if other.view.inode(ino)?.is_some() {
+                self.moved.push((side, ino, spot.path.clone()));
+            }
         }
         self.tell(one_sided(side, spot.path, kind, size), ino)
     }

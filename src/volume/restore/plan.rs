@@ -17,7 +17,7 @@ const EDITS_MAX: usize = if cfg!(test) { 24 } else { RECORD_EDITS_MAX - RECORD_E
 const BYTES_MAX: usize = RECORD_BYTES_MAX / 4 * 3;
 /// Bytes of an edit beside the names in it, generously.
 const EDIT_BYTES: usize = 64;
-/// Bytes of an inode's edit.
+/// Bytes of an inode's edit, without the target of a symbolic link.
 const INODE_BYTES: usize = 200;
 
 /// A name that is to lead to something staged.
@@ -375,15 +375,19 @@ impl<'a> Planner<'a> {
         let total = if one { &mut self.plan.counts.replaced } else { &mut self.plan.counts.brought_back };
         *total += nodes;
         let (dir, _) = dir;
-        self.push(Put { dir, name, shells: Vec::new(), source: source.ino, kind: source.kind, replaces });
-        Ok(())
+        self.push(Put { dir, name, shells: Vec::new(), source: source.ino, kind: source.kind, replaces })
     }
 
-    fn push(&mut self, put: Put) {
-        let edits = if put.replaces.is_some() { 3 } else { 1 };
-        let bytes = put.name.len() + if put.replaces.is_some() { INODE_BYTES } else { 0 };
+    /// The entry and what it leads to; what it led to, as an orphan.
+    fn push(&mut self, put: Put) -> FsResult<()> {
+        let (mut edits, mut bytes) = (2, put.name.len() + inode_bytes(&self.past, put.kind, put.source)?);
+        if let Some(old) = &put.replaces {
+            edits += 2;
+            bytes += inode_bytes(&self.live, old.kind, old.ino)?;
+        }
         self.plan.puts.push(put);
         self.plan.cost(edits, bytes);
+        Ok(())
     }
 
     /// Brings back something whose directories are gone, with those.
@@ -403,14 +407,13 @@ impl<'a> Planner<'a> {
         }
         self.plan.inodes += shells.len() as u64;
         self.plan.counts.brought_back += shells.len() as u64 + self.comes_back(source.ino)?;
-        self.push(Put { dir, name, shells, source: source.ino, kind: source.kind, replaces: None });
-        Ok(())
+        self.push(Put { dir, name, shells, source: source.ino, kind: source.kind, replaces: None })
     }
 
     pub(super) fn remove_whole(&mut self, dir: Dir, now: Dirent) -> FsResult<()> {
         self.touch_entries(dir)?;
         self.plan.counts.removed += self.gone(now.ino)?;
-        let bytes = INODE_BYTES;
+        let bytes = inode_bytes(&self.live, now.kind, now.ino)?;
         self.plan.removes.push((dir.0, now));
         self.plan.cost(3, bytes);
         Ok(())
@@ -466,7 +469,7 @@ impl<'a> Planner<'a> {
                 self.plan.counts.replaced += 1;
                 let (name, kind) = (now.name.clone(), now.kind);
                 let (dir, _) = dir;
-                self.push(Put { dir, name, shells: Vec::new(), source: ino, kind, replaces: Some(now) });
+                self.push(Put { dir, name, shells: Vec::new(), source: ino, kind, replaces: Some(now) })?;
             }
             if link.names > 1 {
                 self.plan.links.insert(ino, link.names);
@@ -474,6 +477,14 @@ impl<'a> Planner<'a> {
         }
         Ok(())
     }
+}
+
+fn inode_bytes(view: &View, kind: FileKind, ino: Ino) -> FsResult<usize> {
+    let target = match kind {
+        FileKind::Symlink => view.inode(ino)?.map_or(0, |inode| inode.item.attrs.target.len()),
+        _ => 0,
+    };
+    Ok(INODE_BYTES + target)
 }
 
 /// A path for a message.

@@ -1,7 +1,7 @@
 //! Preparing what comes back, out of sight: new inodes that no name leads to, filled by copying recipes, in
 //! records of bounded size. A stage row says which numbers they have, so that a crash leaks none.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::plan::{Plan, Put};
@@ -28,8 +28,8 @@ pub(super) struct Stage<'a> {
     volume: &'a Volume,
     pub(super) from: Ino,
     pub(super) to: Ino,
-    /// What the name of each put leads to, in their order.
-    pub(super) roots: Vec<Ino>,
+    /// What the name of each put leads to, in their order, as it is to be from then on. Until then it has no links.
+    pub(super) roots: Vec<(Ino, Attrs)>,
     published: bool,
 }
 
@@ -76,8 +76,10 @@ struct Stager<'a> {
     next: Ino,
     to: Ino,
     now: Timestamp,
+    /// What the puts lead to, at the point.
+    roots: HashSet<Ino>,
     /// Of files with several names: what they have become.
-    made: HashMap<Ino, Ino>,
+    made: HashMap<Ino, (Ino, Attrs)>,
     done: u64,
     progress: Progress<'a>,
 }
@@ -112,6 +114,7 @@ impl Volume {
             next: from,
             to,
             now: self.shared.now(),
+            roots: plan.puts.iter().map(root).collect(),
             made: HashMap::new(),
             done: 0,
             progress,
@@ -163,22 +166,22 @@ impl Stager<'_> {
     }
 
     /// Prepares what one name is to lead to.
-    fn put(&mut self, put: &Put) -> FsResult<Ino> {
+    fn put(&mut self, put: &Put) -> FsResult<(Ino, Attrs)> {
         let (mut dir, mut name) = (put.dir, put.name.as_slice());
         let mut root = None;
         for (i, (point, below)) in put.shells.iter().enumerate() {
             let inner = if i + 1 < put.shells.len() { FileKind::Dir } else { put.kind };
-            let shell = self.shell(*point, dir, name, inner)?;
+            let (shell, attrs) = self.shell(*point, dir, name, inner)?;
             if root.is_none() {
-                root = Some(shell);
+                root = Some((shell, attrs));
             } else {
                 self.name(dir, name, shell, FileKind::Dir)?;
             }
             (dir, name) = (shell, below);
         }
-        let ino = self.tree(put.source, dir, name)?;
+        let (ino, attrs) = self.tree(put.source, dir, name)?;
         match root {
-            None => Ok(ino),
+            None => Ok((ino, attrs)),
             Some(root) => {
                 self.name(dir, name, ino, put.kind)?;
                 Ok(root)
@@ -194,13 +197,13 @@ impl Stager<'_> {
     }
 
     /// A directory that holds one entry.
-    fn shell(&mut self, point: Ino, parent: Ino, name: &[u8], inner: FileKind) -> FsResult<Ino> {
+    fn shell(&mut self, point: Ino, parent: Ino, name: &[u8], inner: FileKind) -> FsResult<(Ino, Attrs)> {
         let inode = self.past.inode(point)?.ok_or(FsError::Stale)?.item;
         let ino = self.new_ino()?;
         let mut attrs = self.attrs(&inode, parent, name);
         (attrs.entries, attrs.nlink) = (1, 2 + u32::from(inner == FileKind::Dir));
-        self.inode(point, ino, attrs)?;
-        Ok(ino)
+        self.inode(point, ino, self.staged(point, &attrs))?;
+        Ok((ino, attrs))
     }
 
     /// The attributes of what comes back as `name` in `parent`.
@@ -213,6 +216,13 @@ impl Stager<'_> {
             actor.limit(&mut attrs);
         }
         attrs
+    }
+
+    /// What they are while it is prepared: what no name leads to is shown without links by the points in between, and
+    /// by the snapshot before the restore.
+    fn staged(&self, point: Ino, attrs: &Attrs) -> Attrs {
+        let nlink = if self.roots.contains(&point) { 0 } else { attrs.nlink };
+        Attrs { nlink, ..attrs.clone() }
     }
 
     /// Puts an inode with its extended attributes.
@@ -236,7 +246,7 @@ impl Stager<'_> {
     }
 
     /// Prepares an inode and all beneath it.
-    fn tree(&mut self, source: Ino, parent: Ino, name: &[u8]) -> FsResult<Ino> {
+    fn tree(&mut self, source: Ino, parent: Ino, name: &[u8]) -> FsResult<(Ino, Attrs)> {
         let mut stack = Vec::new();
         let root = self.node(source, parent, name, &mut stack)?;
         while let Some(top) = stack.last_mut() {
@@ -244,7 +254,7 @@ impl Stager<'_> {
             match top.entries.next(&self.past)? {
                 None => drop(stack.pop()),
                 Some((_, entry)) => {
-                    let ino = self.node(entry.ino, dir, &entry.name, &mut stack)?;
+                    let (ino, _) = self.node(entry.ino, dir, &entry.name, &mut stack)?;
                     self.name(dir, &entry.name, ino, entry.kind)?;
                 }
             }
@@ -253,9 +263,15 @@ impl Stager<'_> {
     }
 
     /// Prepares one inode; a directory is still to be filled.
-    fn node(&mut self, source: Ino, parent: Ino, name: &[u8], stack: &mut Vec<Filling>) -> FsResult<Ino> {
+    fn node(
+        &mut self,
+        source: Ino,
+        parent: Ino,
+        name: &[u8],
+        stack: &mut Vec<Filling>,
+    ) -> FsResult<(Ino, Attrs)> {
         if let Some(made) = self.made.get(&source) {
-            return Ok(*made);
+            return Ok(made.clone());
         }
         let inode = self.past.inode(source)?.ok_or(FsError::Stale)?.item;
         let ino = self.new_ino()?;
@@ -278,15 +294,16 @@ impl Stager<'_> {
             _ => {
                 attrs.nlink = self.plan.links.get(&source).copied().unwrap_or(1);
                 if attrs.nlink > 1 {
-                    self.made.insert(source, ino);
+                    self.made.insert(source, (ino, attrs.clone()));
                 }
             }
         }
-        self.inode(source, ino, attrs.clone())?;
+        let staged = self.staged(source, &attrs);
+        self.inode(source, ino, staged.clone())?;
         if attrs.kind == FileKind::File {
-            self.blocks(source, &inode, ino, &attrs)?;
+            self.blocks(source, &inode, ino, &staged)?;
         }
-        Ok(ino)
+        Ok((ino, attrs))
     }
 
     /// Copies the recipes of a file's blocks that hold data.
@@ -329,6 +346,11 @@ impl Stager<'_> {
         self.push(Edit::PatchBlock { vol: self.volume.vol, ino, block, offset: 0, pieces }, bytes);
         Ok(())
     }
+}
+
+/// What a name is to lead to, at the point.
+fn root(put: &Put) -> Ino {
+    put.shells.first().map_or(put.source, |(shell, _)| *shell)
 }
 
 fn inline_bytes(piece: &Piece) -> usize {

@@ -145,7 +145,7 @@ impl Change<'_> {
     /// The names.
     fn entries(&mut self, attrs: &mut BTreeMap<Ino, Attrs>) {
         let vol = self.volume.vol;
-        for (put, root) in self.plan.puts.iter().zip(&self.stage.roots) {
+        for (put, (root, _)) in self.plan.puts.iter().zip(&self.stage.roots) {
             let kind = put.entry_kind();
             if let Some(old) = &put.replaces {
                 count(attrs, put.dir, -1, old.kind);
@@ -156,6 +156,11 @@ impl Change<'_> {
             self.edits.push(Edit::PutDirent { vol, parent: put.dir, hash, dirent });
             self.touched.entries.push((put.dir, put.name.clone()));
         }
+        // Each gets a new version with its name, by which a comparison finds it.
+        let roots: BTreeMap<Ino, &Attrs> =
+            self.stage.roots.iter().map(|(ino, attrs)| (*ino, attrs)).collect();
+        let put = |(ino, attrs): (Ino, &Attrs)| Edit::PutInode { vol, ino, attrs: attrs.clone() };
+        self.edits.extend(roots.into_iter().map(put));
         for (dir, entry) in &self.plan.removes {
             count(attrs, *dir, -1, entry.kind);
             let hash = self.volume.name_hash(&entry.name);

@@ -219,7 +219,11 @@ fn comparing_points_of_histories_agrees_with_walking_both() {
 /// Lines as the command prints them, without sizes.
 fn lines(bench: &Bench, a: Lsn, scope: Scope, user: Option<&User>) -> Vec<String> {
     bench.main().commit_all().unwrap();
-    let changes = bench.main().diff(a, bench.main().latest(), scope, user).unwrap();
+    lines_between(bench, a, bench.main().latest(), scope, user)
+}
+
+pub fn lines_between(bench: &Bench, a: Lsn, b: Lsn, scope: Scope, user: Option<&User>) -> Vec<String> {
+    let changes = bench.main().diff(a, b, scope, user).unwrap();
     let line = |c: &Change| {
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
         let from = c.from.as_ref().map_or(String::new(), |from| format!("{} -> ", text(from)));

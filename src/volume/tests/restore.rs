@@ -2,6 +2,7 @@
 //! short.
 
 mod cut;
+mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 
