@@ -6,7 +6,7 @@ use super::user::{READ, User};
 use super::{FsError, FsResult, Volume};
 use crate::store::index::{Span, rows};
 use crate::store::model::{Dirent, FileKind, Inode};
-use crate::types::limits::LOG_SNAPSHOTS_MAX;
+use crate::types::limits::{LOG_SNAPSHOTS_MAX, PATH_DEPTH_MAX};
 use crate::types::{Ino, Lsn, Timestamp};
 
 /// A state of a file's content, under one name.
@@ -153,12 +153,71 @@ impl Volume {
 }
 
 /// The newest point in `since..end` at which everything can be read; records end at `last`.
-pub(super) fn newest_readable(volume: &rows::Volume, since: Lsn, end: Lsn, last: Lsn) -> Option<Lsn> {
+fn newest_readable(volume: &rows::Volume, since: Lsn, end: Lsn, last: Lsn) -> Option<Lsn> {
     let newest = Lsn(end.0.saturating_sub(1)).min(last);
-    if newest >= since && newest >= volume.floor {
+    if newest < since {
+        return None;
+    }
+    if newest >= volume.floor {
         return Some(newest);
     }
     volume.points.range(since..end).rev().find(|(_, point)| !point.deleting).map(|(at, _)| *at)
+}
+
+/// A directory need not be part of the tree for as long as it holds a name: a restore fills directories before it
+/// names the topmost one, and one that it removes is emptied later.
+impl Volume {
+    /// The newest readable point in `since..end` at which a path leads to a directory.
+    pub(super) fn newest_reaching(&self, dir: Ino, since: Lsn, mut end: Lsn) -> FsResult<Option<Lsn>> {
+        let last = self.latest();
+        loop {
+            let Some(at) = self.with_state(|v| newest_readable(v, since, end, last))? else {
+                return Ok(None);
+            };
+            let Some(from) = self.unreached_since(dir, at)? else { return Ok(Some(at)) };
+            end = from;
+        }
+    }
+
+    /// If no path leads to a directory at a point: the record since which that is so, at most the point.
+    fn unreached_since(&self, mut dir: Ino, at: Lsn) -> FsResult<Option<Lsn>> {
+        let view = self.view(Some(at));
+        for _ in 0..PATH_DEPTH_MAX {
+            if dir == Ino::ROOT {
+                return Ok(None);
+            }
+            // Excluded, or forgotten meanwhile.
+            let Some(inode) = view.inode(dir)? else { return Ok(Some(Lsn::ZERO)) };
+            if inode.item.attrs.nlink == 0 {
+                let mut since = inode.since;
+                view.inode_spans(dir, inode.since, |span| {
+                    let follows = span.end == since && span.item.attrs.nlink == 0;
+                    since = if follows { span.since } else { since };
+                    Ok(follows)
+                })?;
+                return Ok(Some(since));
+            }
+            dir = inode.item.attrs.parent;
+        }
+        Ok(None)
+    }
+
+    /// Of points at which a directory holds a name, in their order, those at which a path leads to it. It is part of
+    /// the tree for one time, so a few looks are enough.
+    fn reaching(&self, dir: Ino, mut points: Vec<Lsn>) -> FsResult<Vec<Lsn>> {
+        let (mut low, mut high) = (0, points.len());
+        let mut middle = 0;
+        while low < high {
+            let Some(at) = points.get(middle) else { break };
+            if self.unreached_since(dir, *at)?.is_none() {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+            middle = low + (high - low) / 2;
+        }
+        Ok(points.split_off(low))
+    }
 }
 
 impl Walk<'_> {
@@ -180,10 +239,8 @@ impl Walk<'_> {
 
     /// A version of the inode, as the name showed it from `since` until before `end`.
     fn meet(&mut self, meaning: Meaning, inode: &Inode, since: Lsn, end: Lsn) -> FsResult<()> {
-        let last = self.volume.latest();
-        let Some(lsn) = self.volume.with_state(|v| newest_readable(v, since, end, last))? else {
-            return Ok(());
-        };
+        let (dir, _) = meaning.place;
+        let Some(lsn) = self.volume.newest_reaching(dir, since, end)? else { return Ok(()) };
         let mut tree = Tree::new(self.volume, lsn, Scope::Dir(Ino::ROOT), self.user).of_known_names();
         let Some(spot) = tree.spot(meaning.place)?.filter(|spot| spot.open) else { return Ok(()) };
         if let Some(user) = self.user
@@ -207,9 +264,13 @@ impl Walk<'_> {
             self.pending = Some((meaning.place, version));
         }
         let Some((_, pending)) = &mut self.pending else { return Ok(()) };
+        let shown = self.volume.with_state(|v| {
+            let shown = v.points.range(since..=lsn).filter(|(_, p)| !p.deleting && !p.is_mark());
+            shown.map(|(at, _)| *at).collect()
+        })?;
+        let shown = self.volume.reaching(dir, shown)?;
         self.volume.with_state(|v| {
-            let shown = v.points.range(since..end).rev().filter(|(_, p)| !p.deleting && !p.is_mark());
-            for (_, snapshot) in shown {
+            for snapshot in shown.iter().rev().filter_map(|at| v.points.get(at)) {
                 pending.snapshots_total += 1;
                 if pending.snapshots.len() < LOG_SNAPSHOTS_MAX {
                     pending.snapshots.push(snapshot.spec.name.clone());

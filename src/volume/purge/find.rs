@@ -8,7 +8,7 @@ use crate::store::model::FileKind;
 use crate::store::{Purge, PurgeData};
 use crate::types::limits::PURGE_LISTED_MAX;
 use crate::types::{Ino, Lsn};
-use crate::volume::log::{Meaning, newest_readable};
+use crate::volume::log::Meaning;
 use crate::volume::{FsError, FsResult, Volume};
 
 /// Other files with the same data that are told.
@@ -187,10 +187,9 @@ impl Volume {
 
     /// The path that a name was last seen under.
     fn path_of(&self, name: &Name) -> FsResult<Vec<u8>> {
-        let last = self.latest();
         let at = match name.is_live() {
             true => None,
-            false => self.with_state(|volume| newest_readable(volume, name.since, name.end, last))?,
+            false => self.newest_reaching(name.place.0, name.since, name.end)?,
         };
         let dir = if name.is_live() || at.is_some() { self.view(at).path(name.place.0)? } else { None };
         let mut path = dir.unwrap_or_else(|| b"...".to_vec());

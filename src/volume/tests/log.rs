@@ -94,6 +94,10 @@ fn check_moments(volume: &Volume, place: Place) -> Result<usize, String> {
             if shown != (version.size, version.time, version.author) || !volume.is_readable(at) {
                 return Err(format!("at {at} there is {shown:?}, not {version:?}"));
             }
+            let path = volume.view(Some(at)).path(version.ino).map_err(|e| e.to_string())?;
+            if path.is_none() && attrs.nlink == 1 && attrs.parent != Ino(0) {
+                return Err(format!("at {at} nothing leads to {version:?}"));
+            }
             if at == version.lsn && resolve(at).ok() != Some(version.ino) {
                 return Err(format!("at {at} that path is another file: {version:?}"));
             }

@@ -1,7 +1,10 @@
-//! How comparisons show a restore.
+//! How comparisons and lists of versions show a restore.
 
 use super::super::changes::lines_between;
 use super::*;
+use crate::store::control::Control;
+use crate::volume::purge::{Host, Past};
+use crate::volume::restore::Touched;
 
 /// Of a point before and one after, what is in directories that came or went as a whole belongs to it. Neither the
 /// preparation nor what is still to be emptied is seen at a point.
@@ -68,4 +71,64 @@ fn a_comparison_with_a_moment_before_a_restore_tells_all_that_it_did() {
     assert_eq!(lines_between(&bench, before, snapshot, Scope::Dir(Ino::ROOT), None), Vec::<String>::new());
     assert_eq!(lines_between(&bench, at, snapshot, Scope::Dir(Ino::ROOT), None), changed);
     bench.fsck();
+}
+
+fn versions(bench: &Bench, dir: Ino, name: &str) -> Vec<(String, u64, String)> {
+    let mut all = Vec::new();
+    let mut visit = |v: FileVersion| {
+        all.push((String::from_utf8(v.path).unwrap(), v.size, v.snapshots.join(",")));
+        Ok(true)
+    };
+    bench.main().versions((dir, bench.main().name_hash(name.as_bytes())), None, &mut visit).unwrap();
+    all
+}
+
+#[test]
+fn versions_of_what_a_restore_removed_or_brought_back_are_told_where_they_can_be_read() {
+    let bench = Bench::new(quiet());
+    let old = bench.make(Ino::ROOT, "old", FileKind::Dir);
+    let deep = bench.make(old, "deep", FileKind::Dir);
+    let file = bench.file(deep, "f");
+    bench.write(file, 0, b"then");
+    let at = bench.point("s");
+    bench.main().unlink(deep, b"f", None).unwrap();
+    bench.main().rmdir(old, b"deep", None).unwrap();
+    bench.main().rmdir(Ino::ROOT, b"old", None).unwrap();
+    let new = bench.make(Ino::ROOT, "new", FileKind::Dir);
+    let below = bench.make(new, "below", FileKind::Dir);
+    let file = bench.file(below, "g");
+    bench.write(file, 0, b"newer");
+    bench.point("t");
+    bench.let_go();
+    let before = bench.restore(&of(at, "")).unwrap().snapshot.unwrap().spec.name;
+    let removed = ("new/below/g".to_owned(), 5, format!("{before},t"));
+    assert_eq!(versions(&bench, below, "g")[0], removed, "not emptied yet");
+    bench.point("u");
+    bench.let_go();
+    assert_eq!(versions(&bench, below, "g")[0], removed);
+    let place = bench.main().place_of(Ino::ROOT, &[b"new", b"below", b"g"], None).unwrap();
+    assert_eq!(place.0, below);
+    let purged = bench.volumes().purge(bench.main(), place, true, &Nobody, &Control::new(0)).unwrap();
+    assert_eq!(purged.names[0].path, b"new/below/g");
+    let back = bench.find(None, "old/deep").unwrap();
+    let told = versions(&bench, back, "f");
+    assert_eq!(told, [("old/deep/f".to_owned(), 4, "u".to_owned())], "and not at the snapshot before");
+    bench.fsck();
+}
+
+/// A kernel that knows of nothing.
+struct Nobody;
+
+impl Host for Nobody {
+    fn tell(&self, _: &Touched) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn tell_past(&self, _: &Past) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn holds(&self, _: &[Ino]) -> Vec<Ino> {
+        Vec::new()
+    }
 }
