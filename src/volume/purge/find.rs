@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::{Place, Purged, PurgedName};
 use crate::store::index::keys::{self, Family};
-use crate::store::model::FileKind;
+use crate::store::model::{Dirent, FileKind};
 use crate::store::{Purge, PurgeData};
 use crate::types::limits::PURGE_LISTED_MAX;
 use crate::types::{Ino, Lsn};
@@ -22,6 +22,8 @@ pub(super) struct Name {
     pub ino: Ino,
     pub since: Lsn,
     pub end: Lsn,
+    /// Whether points show it: it is not excluded from the history.
+    pub shown: bool,
 }
 
 impl Name {
@@ -35,6 +37,8 @@ impl Name {
 pub(super) struct Life {
     pub since: Lsn,
     pub end: Lsn,
+    /// Whether points show it.
+    pub shown: bool,
 }
 
 /// Everything that a purge is about.
@@ -105,7 +109,8 @@ impl Volume {
         let mut lives: BTreeMap<Ino, Vec<Life>> = BTreeMap::new();
         for ino in inodes {
             self.view(None).inode_spans(*ino, Lsn::MAX, |span| {
-                lives.entry(*ino).or_default().push(Life { since: span.since, end: span.end });
+                let (since, end, shown) = (span.since, span.end, !span.item.attrs.excluded);
+                lives.entry(*ino).or_default().push(Life { since, end, shown });
                 Ok(true)
             })?;
         }
@@ -137,7 +142,8 @@ impl Volume {
             self.shared.store.index().visit_names(&prefix, inodes, |key, end, since, entry| {
                 if let Some(place) = keys::ino_of(key).zip(keys::hash_of(key)) {
                     let end = end.unwrap_or(Lsn::MAX);
-                    names.push(Name { place, name: entry.name, ino: entry.ino, since, end });
+                    let Dirent { ino, name, excluded, .. } = entry;
+                    names.push(Name { place, name, ino, since, end, shown: !excluded });
                 }
                 Ok(())
             })?;
@@ -203,8 +209,9 @@ impl Volume {
     /// The points, not being deleted, that show a version of it, oldest first.
     pub(super) fn points_showing(&self, found: &Found) -> FsResult<BTreeSet<Lsn>> {
         self.with_state(|volume| {
-            let names = found.names.iter().map(|name| (name.since, name.end));
-            let lives = found.lives.values().flatten().map(|life| (life.since, life.end));
+            let names = found.names.iter().filter(|name| name.shown).map(|name| (name.since, name.end));
+            let lives = found.lives.values().flatten().filter(|life| life.shown);
+            let lives = lives.map(|life| (life.since, life.end));
             let mut points = BTreeSet::new();
             for (since, end) in names.chain(lives).filter(|(since, end)| since < end) {
                 let shown = volume.points.range(since..end).filter(|(_, point)| !point.deleting);

@@ -280,6 +280,22 @@ fn holds_immutability_and_programs_refuse_a_purge_and_leave_everything_as_it_is(
     bench.fsck();
 }
 
+/// The present version of what is excluded began before the snapshot, which does not show it all the same.
+#[test]
+fn a_held_snapshot_does_not_keep_what_is_excluded() {
+    let bench = Bench::new(quiet());
+    bench.main().set_policy(&Setting::all(&["exclude=*.tmp".into()]).unwrap(), false).unwrap();
+    let file = bench.file(Ino::ROOT, "f.tmp");
+    bench.write(file, 0, &noise(1, 100_000));
+    bench.main().link(file, Ino::ROOT, b"g.tmp", None).unwrap();
+    bench.snapshot("held");
+    bench.main().hold_snapshot("held", true).unwrap();
+    let purged = bench.purge(bench.place(Ino::ROOT, "f.tmp")).unwrap();
+    all_erased(&purged);
+    assert_eq!((purged.names_total, purged.snapshots_total), (2, 0));
+    bench.fsck();
+}
+
 #[test]
 fn a_directory_that_lost_a_file_to_a_purge_is_restored_and_removed_as_any_other() {
     let bench = Bench::new(quiet());
