@@ -1,6 +1,6 @@
 //! Steps of a history that set policies and let them work.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::model::PATTERNS;
 use super::policy::{keep, points, stays};
@@ -61,7 +61,8 @@ impl Run {
             match kind {
                 SnapshotKind::Scheduled => {
                     let model = self.model.clone();
-                    self.snaps.push(Snap { name, lsn, hold: false, time, model });
+                    let staged = BTreeSet::new();
+                    self.snaps.push(Snap { name, lsn, hold: false, time, model, staged });
                 }
                 SnapshotKind::Mark => self.moments.push((lsn, self.model.clone())),
                 kind => return Err(format!("{kind:?} {name} was made by itself")),

@@ -50,6 +50,39 @@ impl Node {
         }
     }
 
+    /// What the volume shows of it now.
+    fn found(volume: &Volume, ino: Ino) -> Result<Node, FsError> {
+        let attrs = volume.getattr(None, ino)?.attrs;
+        let mut node = Node::new(attrs.kind, attrs.mode, (attrs.uid, attrs.gid), attrs.mtime);
+        (node.nlink, node.parent, node.excluded) = (attrs.nlink, attrs.parent, attrs.excluded);
+        (node.atime, node.ctime, node.target) = (attrs.atime, attrs.ctime, attrs.target);
+        for name in volume.listxattr(None, ino)?.split(|b| *b == 0).filter(|name| !name.is_empty()) {
+            node.xattrs.insert(name.to_vec(), volume.getxattr(None, ino, name)?);
+        }
+        if attrs.kind == FileKind::Dir {
+            volume.readdir(None, ino, 0, |entry| {
+                node.entries.insert(entry.name.clone(), entry.ino);
+                Ok(true)
+            })?;
+            node.entries.retain(|name, _| name != b"." && name != b"..");
+            for name in node.entries.keys() {
+                let entry = volume.view(None).dirent(ino, &volume.name_hash(name))?;
+                if entry.is_some_and(|entry| entry.excluded) {
+                    node.hidden.insert(name.clone());
+                }
+            }
+        } else if attrs.kind == FileKind::File {
+            for at in (0..attrs.size).step_by(PAGE as usize) {
+                let page = volume.read(None, ino, at, PAGE as usize)?;
+                if page.iter().any(|b| *b != 0) {
+                    node.write(at, &page);
+                }
+            }
+            node.size = attrs.size;
+        }
+        Ok(node)
+    }
+
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if data.is_empty() {
             return;
@@ -129,6 +162,21 @@ impl Model {
         let mut root = Node::new(FileKind::Dir, attrs.mode, (attrs.uid, attrs.gid), attrs.mtime);
         root.parent = Ino::ROOT;
         Model { nodes: BTreeMap::from([(Ino::ROOT, Arc::new(root))]), patterns: 0 }
+    }
+
+    /// What the volume shows now, after something whose outcome was compared in another way.
+    pub fn found(volume: &Volume, patterns: u8) -> Result<Model, FsError> {
+        let mut model = Model { nodes: BTreeMap::new(), patterns };
+        let mut todo = vec![Ino::ROOT];
+        while let Some(ino) = todo.pop() {
+            if model.nodes.contains_key(&ino) {
+                continue;
+            }
+            let node = Node::found(volume, ino)?;
+            todo.extend(node.entries.values());
+            model.nodes.insert(ino, Arc::new(node));
+        }
+        Ok(model)
     }
 
     pub fn get(&self, ino: Ino) -> &Node {

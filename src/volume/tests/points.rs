@@ -144,7 +144,8 @@ impl Run {
             return Err("a snapshot's point is not the newest".into());
         }
         let time = row.time;
-        self.snaps.push(Snap { name, lsn: row.lsn, hold, time, model: self.model.clone() });
+        let (lsn, model) = (row.lsn, self.model.clone());
+        self.snaps.push(Snap { name, lsn, hold, time, model, staged: BTreeSet::new() });
         Ok(())
     }
 
@@ -171,8 +172,7 @@ impl Run {
             let all: Vec<usize> = (0..self.snaps.len()).collect();
             let Some(i) = pick(&all, which / 2) else { return Ok(()) };
             let snap = &self.snaps[i];
-            return compare_all(&volume, Some(snap.lsn), &snap.model, &self.known, true)
-                .map_err(|e| format!("snapshot {}: {e}", snap.name));
+            return snap.compare(&volume, &self.known, true);
         }
         self.moments.retain(|(lsn, _)| volume.is_readable(*lsn));
         let all: Vec<usize> = (0..self.moments.len()).collect();
@@ -191,11 +191,11 @@ impl Run {
     /// Looks at everything; then gives everything up, of which nothing must remain.
     pub fn finish(mut self, thoroughly: bool) -> Outcome {
         self.step(&Op::Fsck)?;
+        self.step(&Op::Gc)?;
         self.look(true)?;
         let volume = self.volume();
         for snap in &self.snaps {
-            compare_all(&volume, Some(snap.lsn), &snap.model, &self.known, true)
-                .map_err(|e| format!("snapshot {}: {e}", snap.name))?;
+            snap.compare(&volume, &self.known, true)?;
         }
         for (lsn, model) in self.moments.iter().filter(|(lsn, _)| volume.is_readable(*lsn)) {
             compare_all(&volume, Some(*lsn), model, &self.known, true)

@@ -9,7 +9,7 @@ use proptest::test_runner::{Config as Proptest, TestError, TestRunner};
 
 use super::model::{Model, compare_all};
 use super::ops::{Op, Setup, op, setup};
-use super::run::{Outcome, Run};
+use super::run::{Outcome, Run, Snap};
 use super::*;
 use crate::store::control::Control;
 use crate::store::index::keys::{self, Family};
@@ -373,8 +373,9 @@ impl Run {
                 return Err(format!("{name:?} in {dir} meant {ino}, which is not among {inodes:?}"));
             }
         }
-        let shows = |model: &Model| inodes.iter().any(|ino| model.shown().nodes.contains_key(ino));
-        let held = self.snaps.iter().any(|s| s.hold && shows(&s.model));
+        // Also without a name: open files, and what a restore had prepared.
+        let has = |s: &Snap, ino: &Ino| s.model.shown().nodes.contains_key(ino) || s.staged.contains(ino);
+        let held = self.snaps.iter().any(|s| s.hold && inodes.iter().any(|ino| has(s, ino)));
         let guarded = self.immutable.iter().any(|(_, secs)| *secs > 0);
         let chunks = self.bench.chunks_of(&inodes);
         match self.bench.purge(place) {
@@ -402,7 +403,7 @@ impl Run {
         let volume = self.volume();
         compare_all(&volume, None, &self.model, &self.known, false)?;
         for snap in &self.snaps {
-            compare_all(&volume, Some(snap.lsn), &snap.model, &self.known, false)?;
+            snap.compare(&volume, &self.known, false)?;
         }
         for (at, model) in self.moments.iter().filter(|(at, _)| volume.is_readable(*at)) {
             compare_all(&volume, Some(*at), model, &self.known, false)?;

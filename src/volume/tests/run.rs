@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::model::{Model, Node, PAGE, compare};
+use super::model::{Model, Node, PAGE, compare, compare_all};
 use super::ops::{Op, Setup};
 use super::*;
 use crate::store::control::Control;
@@ -22,6 +22,17 @@ pub struct Snap {
     /// When it was taken.
     pub time: Timestamp,
     pub model: Model,
+    /// What the restore that took it had prepared by then: inodes with numbers, to which no name leads.
+    pub staged: BTreeSet<Ino>,
+}
+
+impl Snap {
+    /// Compares what the volume shows at it with the model.
+    pub fn compare(&self, volume: &Volume, known: &BTreeSet<Ino>, seeks: bool) -> Outcome {
+        let known = known.difference(&self.staged).copied().collect();
+        compare_all(volume, Some(self.lsn), &self.model, &known, seeks)
+            .map_err(|e| format!("snapshot {}: {e}", self.name))
+    }
 }
 
 pub struct Run {
@@ -227,6 +238,10 @@ impl Run {
                 self.set_policy(every, continuous, kept, immutable)
             }
             Op::Exclude { patterns } => self.exclude(patterns),
+            Op::Restore { which, moment } => {
+                self.bench.clock.advance(1_000_003);
+                self.restore(which, moment)
+            }
             Op::Keep { minutes } => self.keep(minutes),
             Op::Checkpoint => self.bench.store().checkpoint().map_err(|e| e.to_string()),
             Op::Gc => {
