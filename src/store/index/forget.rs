@@ -60,6 +60,17 @@ impl Txn<'_> {
     pub(super) fn forget(&mut self, vol: VolumeId, items: usize, from: ForgetFrom) -> Result<()> {
         let Some(limits) = self.state.volumes.get(&vol).map(Limits::of) else { return Ok(()) };
         let due = self.index.due(vol, &limits, items, from)?;
+        #[cfg(test)]
+        if let Some((previous, at, next)) = limits.deleting
+            && let left @ 1.. = items.saturating_sub(due.window.len())
+        {
+            let start = (from.first, from.end);
+            let found = self.index.ended_between(vol, (previous, at), (at, next), start, left)?;
+            assert_eq!(
+                due.snapshot, found,
+                "what is remembered of the dead list changes what is found there"
+            );
+        }
         let mut reached = from;
         for (end, head) in due.window {
             self.delete_ended(vol, Lsn::ZERO, end, &head)?;
@@ -97,13 +108,10 @@ impl Index {
             return Ok(Due { window, snapshot: Vec::new(), all: false });
         };
         let start = (from.first, from.end);
-        let look = || self.ended_between(vol, (previous, at), (at, next), start, left);
         let snapshot = match self.buckets(vol, previous, at) {
             Some(buckets) => self.ended_in(vol, &buckets, (at, next), start, left)?,
-            None => look()?,
+            None => self.ended_between(vol, (previous, at), (at, next), start, left)?,
         };
-        #[cfg(test)]
-        assert_eq!(snapshot, look()?, "what is remembered of the dead list changed what was found there");
         let all = snapshot.len() < left;
         Ok(Due { window, snapshot, all })
     }
