@@ -171,8 +171,11 @@ impl Store {
     /// it was erased.
     ///
     /// # Errors
-    /// From the index.
+    /// From the index, and from committing.
     pub fn purge_packs(&self, data: &PurgeData) -> Result<Option<BTreeSet<PackId>>> {
+        // Versions of other files that name the same chunks may be due. Rewriting forgets them before anything else, and
+        // then nothing would name these chunks, in packs that were not chosen.
+        while self.free_some()? {}
         let mut packs = BTreeSet::new();
         for id in data.chunks.keys() {
             if let Some(entry) = self.index.chunk(id)?.filter(|e| e.refs == 0 && !e.location.is_lost()) {

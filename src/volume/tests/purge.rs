@@ -185,6 +185,27 @@ fn copies_keep_their_data_and_are_named() {
     bench.fsck();
 }
 
+/// The window ended for a file with the same data, which nobody has forgotten yet.
+#[test]
+fn data_that_only_forgotten_versions_share_goes_too() {
+    let bench = Bench::new(quiet());
+    let main = bench.main();
+    let other = bench.file(Ino::ROOT, "other");
+    bench.write(other, 0, &noise(1, 400_000));
+    bench.volumes().sync().unwrap();
+    main.unlink(Ino::ROOT, b"other", None).unwrap();
+    main.remove_orphan(other).unwrap();
+    let file = bench.file(Ino::ROOT, "f");
+    bench.write(file, 0, &noise(1, 400_000));
+    bench.volumes().sync().unwrap();
+    bench.clock.advance(10 * 24 * 3600 * 1_000_000_000);
+    let inodes = BTreeSet::from([file]);
+    let chunks = bench.chunks_of(&inodes);
+    all_erased(&bench.purge(bench.place(Ino::ROOT, "f")).unwrap());
+    bench.nothing_left(&inodes, &chunks).unwrap();
+    bench.fsck();
+}
+
 #[test]
 fn old_records_tables_and_checkpoints_are_gone_from_the_disk() {
     let bench = Bench::with(quiet(), false);
