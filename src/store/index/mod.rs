@@ -12,6 +12,7 @@ mod forget;
 pub mod frozen;
 pub mod keys;
 mod mend;
+mod options;
 pub mod past;
 mod path;
 pub mod relocate;
@@ -27,8 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions,
-    MemtableFactory, Options, ReadOptions, SliceTransform, WriteBatch, WriteOptions,
+    Cache, ColumnFamily, ColumnFamilyDescriptor, DB, FlushOptions, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use crate::store::keys::Sealer;
@@ -37,6 +37,7 @@ use crate::store::sums::{self, Sums};
 use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, PackId, Result, VolumeId};
 use keys::meta;
+use options::{db_options, family_options, hash_memory_tables};
 use rows::{PackStat, Snapshot, State, Stored, Volume};
 
 pub use erase::{Buckets, PastPage};
@@ -59,21 +60,10 @@ const FLUSH_POLLS_PER_PROBE: u32 = 100;
 /// A memory table that grows beyond this is flushed by RocksDB itself, which must never happen: much larger
 /// than what `Store` lets them grow to.
 const MEMTABLE_BYTES_MAX: &str = "4294967296";
-/// The part of that which a memory table's bloom filter takes, 2 MiB: most look-ups are of what is not in it.
-const MEMTABLE_BLOOM_RATIO: f64 = 1.0 / 2048.0;
-/// Of a chunk's name, what is hashed in memory tables, and into how many buckets: about one for each row that a
-/// flush writes at most.
-const CHUNK_PREFIX_BYTES: usize = 8;
-const CHUNK_BUCKETS: usize = 1 << 18;
-/// A part of a table's index or filter.
-const METADATA_BLOCK_BYTES: usize = 8 * 1024;
 /// Free space at which RocksDB tries again what found none: it takes the size that the tables are opened with.
 pub(super) const RESUME_FREE_BYTES: usize = 4 << 20;
 /// What an entry takes in a table beside its key and value.
 const ENTRY_BYTES: u64 = 32;
-/// More tables in level 0 than there ever are, and so no limit.
-const LEVEL_0_FILES_MAX: i32 = 1 << 20;
-
 /// Sizes of RocksDB's memory; see `store::config`.
 #[derive(Clone, Copy, Debug)]
 pub struct IndexOptions {
@@ -140,68 +130,6 @@ fn write_options() -> WriteOptions {
 
 fn damaged(key: &[u8], e: impl std::fmt::Display) -> Error {
     Error::corrupt("index value", format!("key {}", crate::types::ids::hex(key)), e.to_string())
-}
-
-fn db_options() -> Result<Options> {
-    // No flush when closing either: after a failed sync the index must not get ahead of the journal. The
-    // crate has no setter for it.
-    let mut o = Options::default()
-        .get_options_from_string("avoid_flush_during_shutdown=true")
-        .map_err(index_error)?;
-    o.create_if_missing(true);
-    o.create_missing_column_families(true);
-    o.set_atomic_flush(true);
-    o.set_max_open_files(512);
-    o.set_keep_log_file_num(2);
-    o.set_max_log_file_size(4 << 20);
-    o.set_max_background_jobs(2);
-    // Or the disk gets a whole table at once, and whoever syncs the journal waits for all of it.
-    o.set_bytes_per_sync(1 << 20);
-    o.set_max_total_wal_size(0);
-    // Not possible with tables that hash; and there is one writer at a time.
-    o.set_allow_concurrent_memtable_write(false);
-    // No flush but ours: the write buffers are larger than what `Store` lets them grow to.
-    o.set_db_write_buffer_size(0);
-    Ok(o)
-}
-
-/// For keys that are hashes and hardly ever listed: a look-up in such a table costs the same however many it holds,
-/// and each record looks up and writes a row for every chunk that it names.
-fn hash_memory_tables(family: &mut Options) {
-    family.set_prefix_extractor(SliceTransform::create_fixed_prefix(CHUNK_PREFIX_BYTES));
-    family.set_memtable_factory(MemtableFactory::HashLinkList { bucket_count: CHUNK_BUCKETS });
-}
-
-fn family_options(cache: &Cache) -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_bloom_filter(10.0, false);
-    table.set_whole_key_filtering(true);
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    // In parts: the whole filter of a table is a megabyte, read and verified for one look-up when it is not cached.
-    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
-    table.set_partition_filters(true);
-    table.set_metadata_block_size(METADATA_BLOCK_BYTES);
-    table.set_pin_top_level_index_and_filter(true);
-    table.set_block_size(8 * 1024);
-    table.set_format_version(5);
-    let mut o = Options::default();
-    o.set_block_based_table_factory(&table);
-    o.set_write_buffer_size(RESUME_FREE_BYTES);
-    o.set_memtable_whole_key_filtering(true);
-    o.set_memtable_prefix_bloom_ratio(MEMTABLE_BLOOM_RATIO);
-    // On a full disk compaction fails while flushes go on: writers must not be made to wait for it, they
-    // would wait under the append lock.
-    o.set_level_zero_slowdown_writes_trigger(LEVEL_0_FILES_MAX);
-    o.set_level_zero_stop_writes_trigger(LEVEL_0_FILES_MAX);
-    o.set_soft_pending_compaction_bytes_limit(0);
-    o.set_hard_pending_compaction_bytes_limit(0);
-    o.set_arena_block_size(1 << 20);
-    o.set_max_write_buffer_number(8);
-    o.set_min_write_buffer_number_to_merge(1);
-    o.set_level_compaction_dynamic_level_bytes(true);
-    o
 }
 
 impl Index {
