@@ -46,6 +46,10 @@ pub(super) fn report(
                 .to_owned(),
         );
     }
+    // Where the index is damaged, that is what status is asked for.
+    let window = policy::window(volume);
+    problems
+        .extend(window.as_ref().err().map(|e| format!("what is kept of the history cannot be read: {e}")));
     let read_only = store.trouble();
     let health = match (&read_only, problems.is_empty()) {
         (Some(_), _) => Health::Failed,
@@ -73,7 +77,7 @@ pub(super) fn report(
         last_snapshot: snapshots
             .last()
             .map(|row| LastSnapshot { name: row.spec.name.clone(), time: row.time }),
-        window: Some(policy::window(volume).map_err(|e| control_error("policy", e))?),
+        window: window.ok(),
         bytes: BytesReport { live, history, packs, dead: packs.saturating_sub(packed), free },
         counters: counters(store),
         ..StatusReport::default()
