@@ -139,6 +139,23 @@ def cost(mount, operations, work):
     return per, operations / elapsed
 
 
+def take_snapshots(mount, prefix, snapshots, changing, what):
+    """Snapshots, before each of which the files that `changing` names are written; how long each takes."""
+    took = []
+    for i in range(snapshots):
+        for path in changing():
+            with open(path, "w", encoding="ascii") as f:
+                f.write(str(i))
+        start = time.monotonic()
+        os.mkdir(os.path.join(mount.path, ".snapshots", f"{prefix}{i:05}"))
+        took.append((time.monotonic() - start) * 1000)
+    took.sort()
+    print(
+        f"{f'taking a snapshot, {what} before each':<52} median {statistics.median(took):6.2f} ms, "
+        f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
+    )
+
+
 def many_snapshots(mount, snapshots, operations):
     print(f"-- costs per operation with 0 and with {snapshots:,} snapshots")
     mount.mount()
@@ -168,18 +185,8 @@ def many_snapshots(mount, snapshots, operations):
             )
 
     measure("none")
-    took = []
-    for i in range(snapshots):
-        with open(os.path.join(mount.path, "changing"), "w", encoding="ascii") as f:
-            f.write(str(i))
-        start = time.monotonic()
-        os.mkdir(os.path.join(mount.path, ".snapshots", f"s{i:05}"))
-        took.append((time.monotonic() - start) * 1000)
-    took.sort()
-    print(
-        f"{'taking a snapshot, one small change before each':<52} median {statistics.median(took):6.2f} ms, "
-        f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
-    )
+    changing = os.path.join(mount.path, "changing")
+    take_snapshots(mount, "s", snapshots, lambda: [changing], "one small change")
     measure(f"{snapshots:,}")
     last = [f"s{i:05}" for i in range(snapshots)][-2:]
     timed("diff of the last two snapshots", lambda: mount.run("diff", mount.path, *last))
@@ -189,19 +196,8 @@ def many_snapshots(mount, snapshots, operations):
 
 def take_points(mount, files, snapshots):
     """Many snapshots of many files, three of which are changed before each."""
-    rng, took = random.Random(3), []
-    for i in range(snapshots):
-        for path in rng.sample(files, 3):
-            with open(path, "w", encoding="ascii") as f:
-                f.write(str(i))
-        start = time.monotonic()
-        os.mkdir(os.path.join(mount.path, ".snapshots", f"p{i:05}"))
-        took.append((time.monotonic() - start) * 1000)
-    took.sort()
-    print(
-        f"{'taking a snapshot, three small changes before each':<52} median {statistics.median(took):6.2f} ms, "
-        f"p99 {took[int(len(took) * 0.99)]:6.2f} ms, worst {took[-1]:6.2f} ms"
-    )
+    rng = random.Random(3)
+    take_snapshots(mount, "p", snapshots, lambda: rng.sample(files, 3), "three small changes")
     told = timed("list of the snapshots", lambda: mount.run("snapshot", "list", mount.path))
     assert len(told.splitlines()) > snapshots
     timed("diff of the last two", lambda: mount.run("diff", mount.path, f"p{snapshots - 2:05}", f"p{snapshots - 1:05}"))

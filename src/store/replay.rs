@@ -11,7 +11,7 @@ use super::index::scan::PendingBlock;
 use super::index::{Index, Locate};
 use super::journal::Journal;
 use super::keys::Sealer;
-use super::model::{Edit, Record, Source};
+use super::model::{Edit, Piece, Record};
 use super::problem::{Part, Problem};
 use super::record_aad;
 use crate::types::{ChunkId, Disk, Error, Lsn, PackId, Result, StoreUuid, Term};
@@ -179,11 +179,8 @@ fn missing_chunk(record: &Record, index: &Index, chunks: &ChunkStore) -> Result<
             }
             _ => &[],
         };
-        for piece in pieces {
-            if let Source::Chunk { id, .. } = &piece.source
-                && chunks.locate(id).is_none()
-                && index.chunk(id)?.is_none()
-            {
+        for id in pieces.iter().filter_map(Piece::chunk) {
+            if chunks.locate(id).is_none() && index.chunk(id)?.is_none() {
                 return Ok(Some(*id));
             }
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::{FsError, FsResult, Volume, Writer};
 use crate::arena::Owner;
 use crate::store::Store;
-use crate::store::model::{FileKind, Inode, Recipe, Source};
+use crate::store::model::{FileKind, Inode, Piece, Recipe, Source};
 use crate::types::limits::{BLOCK_BYTES, FILE_BYTES_MAX};
 use crate::types::{ChunkId, Error, Ino, Lsn};
 
@@ -163,10 +163,8 @@ pub(super) fn assemble(
         recipe.slice_into(lo as u32, hi as u32, &mut pieces);
     }
     let mut wanted: Vec<ChunkId> = Vec::new();
-    for piece in &pieces {
-        if let Source::Chunk { id, .. } = &piece.source
-            && wanted.last() != Some(id)
-        {
+    for id in pieces.iter().filter_map(Piece::chunk) {
+        if wanted.last() != Some(id) {
             wanted.push(*id);
         }
     }

@@ -67,9 +67,11 @@ impl Fresh {
     }
 
     /// Lets go of one pin of each; without pins a chunk is either in the index or nobody's.
-    pub(super) fn unpin<'a>(&self, ids: impl Iterator<Item = &'a ChunkId>) {
+    pub(super) fn unpin<'a>(&self, ids: impl IntoIterator<Item = &'a ChunkId>) {
         let mut lists = self.0.lock();
-        ids.for_each(|id| lists.unpin(id));
+        for id in ids {
+            lists.unpin(id);
+        }
     }
 
     /// Whether a record that is about to be committed may name the chunk.
@@ -143,9 +145,9 @@ mod tests {
         assert_eq!(fresh.low_mark((PackId(1), 50)), (PackId(1), 20));
         fresh.begin((PackId(1), 50));
         fresh.end((PackId(1), 50), Some((b, at(60))));
-        fresh.unpin([&a].into_iter());
+        fresh.unpin([&a]);
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 60));
-        fresh.unpin([&b].into_iter());
+        fresh.unpin([&b]);
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 90));
     }
 
@@ -156,9 +158,9 @@ mod tests {
         fresh.begin((PackId(1), 0));
         fresh.end((PackId(1), 0), Some((a, at(0))));
         assert!(fresh.pin(&a));
-        fresh.unpin([&a].into_iter());
+        fresh.unpin([&a]);
         assert!(fresh.get(&a).is_some() && fresh.is_pinned(&a));
-        fresh.unpin([&a].into_iter());
+        fresh.unpin([&a]);
         assert!(fresh.get(&a).is_none() && !fresh.is_pinned(&a));
     }
 
@@ -172,8 +174,8 @@ mod tests {
         }
         assert_eq!(fresh.get(&a), Some(at(20)));
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 20));
-        fresh.unpin([&a].into_iter());
-        fresh.unpin([&a].into_iter());
+        fresh.unpin([&a]);
+        fresh.unpin([&a]);
         assert_eq!(fresh.low_mark((PackId(1), 90)), (PackId(1), 90));
     }
 }

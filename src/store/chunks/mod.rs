@@ -322,7 +322,7 @@ impl Inner {
         // Before the index is asked: what it then says cannot be rewritten away.
         let fresh = self.fresh.pin(&id);
         let stored = self.store_pinned(index, id, plain, fresh);
-        stored.map(|raw| (id, raw)).inspect_err(|_| self.fresh.unpin(std::iter::once(&id)))
+        stored.map(|raw| (id, raw)).inspect_err(|_| self.fresh.unpin([&id]))
     }
 
     fn store_pinned(&self, index: &Index, id: ChunkId, plain: &[u8], fresh: bool) -> Result<bool> {

@@ -49,16 +49,12 @@ impl Txn<'_> {
     /// Returns how many data bytes the block has now, and had.
     fn patch_block(&mut self, key: &[u8], cut: Lsn, offset: u32, pieces: &[Piece]) -> Result<(u64, u64)> {
         let old = self.head_item::<Recipe>(key)?;
+        let removed = old.as_ref().map_or(0, |(_, recipe)| recipe.data_bytes());
         // A version from before a cut is already over; it only was not reaped yet.
         let (base, end) = match old {
             Some((since, _)) if since < cut => (Recipe::default(), cut),
             Some((_, recipe)) => (recipe, self.lsn),
             None => (Recipe::default(), self.lsn),
-        };
-        let removed = if end == self.lsn {
-            base.data_bytes()
-        } else {
-            self.head(key)?.map_or(Ok(0), |s| self.public_recipe(key, &s).map(|r| r.data_bytes()))?
         };
         let new = base.overlay(offset, pieces);
         self.put_block(key, &new, end)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::keys::{self, Family, meta};
 use super::rows::{Stored, Volume};
-use super::scan::Ended;
+use super::scan::{Ended, ended_item};
 use super::txn::Txn;
 use super::{HEADS, HISTORY, Index, damaged};
 use crate::store::model::{Edit, ForgetFrom, Recipe};
@@ -162,16 +162,11 @@ impl Index {
             let mut empty = true;
             while let Some((key, value)) = it.item() {
                 empty = false;
-                let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
-                if end > ends.1 {
+                let item = ended_item(key, value)?;
+                if item.1 > ends.1 {
                     break;
                 }
-                found.push((
-                    first,
-                    end,
-                    head,
-                    value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b)),
-                ));
+                found.push(item);
                 if found.len() >= limit {
                     return Ok(found);
                 }

@@ -321,7 +321,7 @@ impl Index {
     }
 
     /// Bytes of memory that unflushed changes take.
-    pub fn unflushed_bytes(&self) -> u64 {
+    fn unflushed_bytes(&self) -> u64 {
         FAMILIES
             .iter()
             .filter_map(|name| self.family(name).ok())

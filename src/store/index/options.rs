@@ -5,7 +5,8 @@ use rocksdb::{BlockBasedIndexType, BlockBasedOptions, Cache, MemtableFactory, Op
 use super::{RESUME_FREE_BYTES, index_error};
 use crate::types::Result;
 
-/// The part of `MEMTABLE_BYTES_MAX` that a memory table's bloom filter takes, 2 MiB: most look-ups are of what is not in it.
+/// The part of `MEMTABLE_BYTES_MAX` that a memory table's bloom filter takes, 2 MiB: most look-ups are of what is not
+/// in it.
 const MEMTABLE_BLOOM_RATIO: f64 = 1.0 / 2048.0;
 /// Of a chunk's name, what is hashed in memory tables, and into how many buckets: about one for each row that a
 /// flush writes at most.

@@ -9,6 +9,12 @@ use crate::types::{ChunkId, Ino, Lsn, Result, Timestamp, VolumeId};
 /// A dead-list item: first point, end, head key, data bytes.
 pub type Ended = (Lsn, Lsn, Vec<u8>, u64);
 
+/// Reads a dead-list item.
+pub(super) fn ended_item(key: &[u8], value: &[u8]) -> Result<Ended> {
+    let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
+    Ok((first, end, head, value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b))))
+}
+
 /// A cut whose blocks are still to be reaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReapItem {
@@ -81,15 +87,15 @@ impl Index {
         let below = keys::ended_from(vol, last.next(), Lsn::ZERO);
         let mut it = self.iterate(HISTORY, from, &below)?;
         while let Some((key, value)) = it.item() {
-            let (first, end, head) = keys::split_ended(key).ok_or_else(|| damaged(key, "bad key"))?;
+            let item = ended_item(key, value)?;
+            let (first, end, ..) = item;
             if end <= ends.0 || end > ends.1 {
                 // Skip to the part of this bucket that counts, or of the next one.
                 let bucket = if end > ends.1 { first.next() } else { first };
                 it.seek(keys::ended_from(vol, bucket, ends.0.next()));
                 continue;
             }
-            let bytes = value.first_chunk::<8>().map_or(0, |b| u64::from_le_bytes(*b));
-            if !visit((first, end, head, bytes))? {
+            if !visit(item)? {
                 break;
             }
             it.next();

@@ -334,10 +334,7 @@ impl Stager<'_> {
         if pieces.is_empty() {
             return Err(FsError::Stale);
         }
-        let named = pieces.iter().filter_map(|piece| match &piece.source {
-            Source::Chunk { id, .. } => Some(*id),
-            _ => None,
-        });
+        let named = pieces.iter().filter_map(Piece::chunk).copied();
         let store = &self.volume.shared.store;
         let held = store.chunks().hold(store.index(), named)?.ok_or(FsError::Stale)?;
         let bytes = pieces.iter().map(inline_bytes).sum();
