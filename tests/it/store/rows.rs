@@ -196,23 +196,25 @@ fn halves_of_a_store_that_went_two_ways_are_not_mixed() {
     // A copy goes on by itself; then the first store gets the copy's index: same store, same chain for a
     // while, another one after it.
     let patient = Patient::new(&mut Rng::printed());
-    let work = |text: &str| {
+    let work = |text: &str, files: usize| {
         let mount = patient.store.mount();
-        for i in 0..20 {
+        for i in 0..files {
             fs::write(mount.path().join(format!("{text}-{i}")), text).expect("writing");
         }
         mount.umount();
     };
-    work("copy");
+    work("copy", 20);
     let index = patient.store.home().join("index of the copy");
     tool(patient.store.home(), "cp", &args!["-a", patient.store.path().join("index"), index]);
     patient.heal();
-    work("first");
+    // So many more that its journal is the longer one, whatever either wrote down by itself meanwhile. An index that is
+    // ahead of the journal is another case: the journal has lost its end.
+    work("first", 100);
     let own = patient.store.path().join("index");
     fs::remove_dir_all(&own).expect("removing");
     tool(patient.store.home(), "cp", &args!["-a", index, own]);
     let mount = patient.store.mount();
-    assert_eq!(patient.assert_nothing_wrong_is_served(&mount, "mixed"), 0);
+    assert_eq!(patient.refused(&mount, "mixed"), Vec::<String>::new());
     assert_eq!(fs::read(mount.path().join("first-19")).expect("reading"), b"first");
     assert!(!mount.path().join("copy-0").exists(), "nothing of the other way is shown");
     assert!(mount.status()["problems"].to_string().contains("two halves"), "{}", mount.status());
