@@ -274,8 +274,13 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`]: the checkpoints are as before.
     pub fn checkpoint(&self) -> Result<()> {
+        self.make_checkpoint(self.index.unwritten_bytes() > self.unwritten_bytes_max())
+    }
+
+    /// As [`Store::checkpoint`]; if it is `urgent`, with what is kept back.
+    pub(super) fn make_checkpoint(&self, urgent: bool) -> Result<()> {
         let _one = self.care.checkpointing.lock();
-        let at = self.flush_index()?;
+        let at = self.flush(urgent)?;
         let path = self.layout.checkpoints.join(format!("{:016x}", at.0));
         if !self.layout.checkpoints_made().iter().any(|(made, _)| *made == at) {
             remove_tree(&path)?;
@@ -353,8 +358,7 @@ impl Store {
             let Some(volume) = state.volumes.get(&vol) else { return Ok(None) };
             (volume.floor, volume.policy.continuous_secs)
         };
-        // A disk that is full to the end is worse than the loss of the last minutes' single records.
-        let window = if self.room.is_full() { 0 } else { self.config.window_seconds.min(continuous) };
+        let window = self.config.window_seconds.min(continuous).min(self.room.spared());
         let window = window + WINDOW_STEP_SECS.min(window / 10);
         let from = Timestamp { secs: now.secs.saturating_sub_unsigned(window), nanos: now.nanos };
         let in_use = self.care.in_use.lock().get(&vol).copied().unwrap_or(Lsn::MAX);

@@ -70,7 +70,7 @@ impl Default for Config {
             gc_dead_percent: 50,
             gc_bytes_per_second: 64 * MIB,
             readahead_bytes: MIB,
-            reserve_bytes: 64 * MIB,
+            reserve_bytes: 512 * MIB,
         }
     }
 }

@@ -59,6 +59,7 @@ pub use index::Locate;
 pub use layout::{Layout, identify, node_of};
 pub use open::{FileBytes, OpenMode, OpenOptions, Progress};
 pub use purge::{NamedFile, Purge, PurgeData};
+pub use room::Pressure;
 
 /// What opening found that an operator should know.
 pub type Problems = Vec<String>;
@@ -282,6 +283,26 @@ impl Store {
         self.room.want(wanted);
     }
 
+    /// Says how nearly full the disk is.
+    pub fn press(&self, pressure: Pressure) {
+        self.room.press(pressure);
+    }
+
+    /// Whether programs are to wait for what is being given back.
+    pub fn is_tight(&self) -> bool {
+        self.room.is_tight()
+    }
+
+    /// Seconds of history that stay although room is wanted.
+    pub fn spared_secs(&self) -> u64 {
+        self.room.spared()
+    }
+
+    /// The size at which packs are closed.
+    pub fn pack_bytes_max(&self) -> u64 {
+        self.room.pack_bytes(crate::types::limits::PACK_BYTES)
+    }
+
     /// Whether something found no room and there is none yet.
     pub fn is_full(&self) -> bool {
         self.room.is_full()
@@ -317,10 +338,13 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`]: nothing is lost, it can be tried again.
     pub fn flush_index(&self) -> Result<Lsn> {
+        self.flush(self.index.unwritten_bytes() > self.unwritten_bytes_max())
+    }
+
+    /// As [`Store::flush_index`]; if it is `urgent`, with what is kept back.
+    fn flush(&self, urgent: bool) -> Result<Lsn> {
         // RocksDB stops when it runs out of room in the middle: it is not even asked without.
-        let unwritten = self.index.unwritten_bytes();
-        let needed = unwritten.saturating_add(FLUSH_SPARE_BYTES);
-        let urgent = unwritten > self.unwritten_bytes_max();
+        let needed = self.index.unwritten_bytes().saturating_add(FLUSH_SPARE_BYTES);
         let room = if urgent { self.room.make(needed) } else { self.room.spare(needed) };
         room.inspect_err(|_| self.care.starve(true))?;
         // Most of the sync happens before the lock, so that writers wait only for the rest.

@@ -125,7 +125,7 @@ impl Opener<'_> {
         let damaged = !damage.is_empty();
         let writable = self.wants_writes && !damaged;
         let (disk, packs) = (self.disk.clone(), &self.layout.packs);
-        let writing = writable.then(|| (self.file_bytes.pack, self.room.clone()));
+        let writing = writable.then(|| (self.room.pack_bytes(self.file_bytes.pack), self.room.clone()));
         let chunks = ChunkStore::open(disk, packs, self.id, self.sealer.clone(), self.config, writing)?;
         if first.is_ok() && applied < witness {
             // Packs that it names may have been rewritten since; behind damage the journal cannot bring it up.

@@ -7,7 +7,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -17,6 +17,11 @@ use crate::types::{Disk, Error, Result};
 
 /// The reserve is at most this part of the filesystem.
 const RESERVE_PART: u64 = 16;
+/// A pack is at most this part of the reserve: what is given up is enough to copy what any pack still holds, and as
+/// much again for the index and the checkpoints that must forget the pack.
+const PACK_PART: u64 = 2;
+/// Smallest size at which packs are closed.
+const PACK_BYTES_MIN: u64 = 1 << 20;
 /// Free space, beside the reserve, from which on a disk that was full counts as one that is not.
 const SLACK_BYTES: u64 = 1 << 20;
 
@@ -54,6 +59,17 @@ impl Use {
     }
 }
 
+/// How nearly full the disk is, as whoever looks at it finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pressure {
+    /// There is history or dead space that could be given back.
+    pub yields: bool,
+    /// So little is free that programs are to wait for that.
+    pub tight: bool,
+    /// Seconds of history that stay although room is wanted.
+    pub spared: u64,
+}
+
 /// The room of one store.
 pub(super) struct Room {
     disk: Arc<dyn Disk>,
@@ -69,6 +85,12 @@ pub(super) struct Room {
     full: AtomicBool,
     /// Whether less is free than is to be: space is given back sooner.
     wanted: AtomicBool,
+    /// Whether so little is free that programs are to wait for what is being given back.
+    tight: AtomicBool,
+    /// Whether there is history or dead space that could be given back.
+    yields: AtomicBool,
+    /// Seconds of history that stay although room is wanted.
+    spared: AtomicU64,
     /// One thread gives up or takes back. Innermost of all locks.
     change: Mutex<()>,
 }
@@ -87,6 +109,9 @@ impl Room {
             lent: AtomicUsize::new(0),
             full: AtomicBool::new(false),
             wanted: AtomicBool::new(false),
+            tight: AtomicBool::new(false),
+            yields: AtomicBool::new(false),
+            spared: AtomicU64::new(u64::MAX),
             change: Mutex::new(()),
             root: root.to_owned(),
             file: file.to_owned(),
@@ -105,9 +130,14 @@ impl Room {
         }
     }
 
-    /// Bytes free beside the reserve; none where the filesystem does not tell.
+    /// Bytes that can be written beside the reserve; none where the filesystem does not tell.
     pub(super) fn free(&self) -> u64 {
-        self.disk.space(&self.root).map_or(0, |space| space.free)
+        self.disk.space(&self.root).map_or(0, |space| space.usable)
+    }
+
+    /// The size at which packs are to be closed, if not at `most`.
+    pub(super) fn pack_bytes(&self, most: u64) -> u64 {
+        if self.bytes == 0 { most } else { most.min((self.bytes / PACK_PART).max(PACK_BYTES_MIN)) }
     }
 
     fn held(&self) -> bool {
@@ -198,7 +228,8 @@ impl Room {
 
     /// Whether `bytes` can be written without touching what deleting needs.
     pub(super) fn has(&self, bytes: u64) -> bool {
-        let kept = if self.held() { 0 } else { self.bytes / 2 };
+        let lent = self.lent.load(Ordering::Acquire) > 0;
+        let kept = if self.held() || lent { 0 } else { self.bytes / 2 };
         self.free() >= bytes.saturating_add(kept)
     }
 
@@ -221,20 +252,35 @@ impl Room {
 
     /// Keeps what is given up from being taken back, until the guard is dropped: whoever looks at the free space
     /// meanwhile would find enough of it to take, and he who needs it none again.
-    pub(super) fn lend(&self) -> Lent<'_> {
+    pub(super) fn lend(self: &Arc<Room>) -> Lent {
         self.lent.fetch_add(1, Ordering::AcqRel);
-        Lent(self)
+        Lent(self.clone())
+    }
+
+    /// On a full disk: room for `bytes` that give back more than that, out of the reserve if need be; none where that
+    /// does not help.
+    pub(super) fn lend_for(self: &Arc<Room>, bytes: u64) -> Option<Lent> {
+        let lent = self.lend();
+        (self.is_full() && self.make(bytes).is_ok()).then_some(lent)
+    }
+
+    /// Something found no room. Who comes after it waits, if there is something to wait for.
+    fn found_none(&self) {
+        self.full.store(true, Ordering::Release);
+        if self.yields.load(Ordering::Relaxed) {
+            self.tight.store(true, Ordering::Relaxed);
+        }
     }
 
     fn none(&self, what: &str) -> Error {
-        self.full.store(true, Ordering::Release);
+        self.found_none();
         Error::NoSpace(what.to_owned())
     }
 
     /// Remembers that something found no room.
     pub(super) fn noticed<T>(&self, result: Result<T>) -> Result<T> {
         if let Err(Error::NoSpace(_)) = &result {
-            self.full.store(true, Ordering::Release);
+            self.found_none();
         }
         result
     }
@@ -242,6 +288,24 @@ impl Room {
     /// Says whether less is free than is to be.
     pub(super) fn want(&self, wanted: bool) {
         self.wanted.store(wanted, Ordering::Relaxed);
+    }
+
+    /// Says how the disk is.
+    pub(super) fn press(&self, pressure: Pressure) {
+        let Pressure { yields, tight, spared } = pressure;
+        self.yields.store(yields, Ordering::Relaxed);
+        self.tight.store(tight, Ordering::Relaxed);
+        self.spared.store(spared, Ordering::Relaxed);
+    }
+
+    /// Whether programs are to wait for what is being given back.
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight.load(Ordering::Relaxed)
+    }
+
+    /// Seconds of history that stay although room is wanted: none on a disk that is full to the end, which is worse.
+    pub(super) fn spared(&self) -> u64 {
+        if self.is_full() { 0 } else { self.spared.load(Ordering::Relaxed) }
     }
 
     /// Whether space is to be given back soon.
@@ -272,9 +336,9 @@ impl Room {
 }
 
 /// See [`Room::lend`].
-pub(super) struct Lent<'a>(&'a Room);
+pub(super) struct Lent(Arc<Room>);
 
-impl Drop for Lent<'_> {
+impl Drop for Lent {
     fn drop(&mut self) {
         self.0.lent.fetch_sub(1, Ordering::AcqRel);
     }

@@ -62,7 +62,7 @@ pub trait Disk: Send + Sync {
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// How large the filesystem of `dir` is and what of it is free. A disk that cannot tell has room for all.
     fn space(&self, _dir: &Path) -> io::Result<Space> {
-        Ok(Space { total: u64::MAX, free: u64::MAX })
+        Ok(Space { total: u64::MAX, free: u64::MAX, usable: u64::MAX })
     }
     /// Makes a file of `len` bytes, mode 0600, for which room is taken on the disk; an existing one gets what
     /// it lacks. Nothing is written to it.
@@ -78,7 +78,13 @@ pub struct Space {
     pub total: u64,
     /// What a process without privileges may still write, in bytes.
     pub free: u64,
+    /// What this process may still write, in bytes: more, where some is kept for root and that is who it is.
+    pub usable: u64,
 }
+
+/// What ext4 keeps for its own purposes: a fiftieth of all blocks, a little more to be sure, but not more than so many.
+const EXT4_RESERVED_PART: u64 = 48;
+const EXT4_RESERVED_BLOCKS_MAX: u64 = 4096;
 
 /// The operating system's filesystem.
 #[derive(Clone, Copy, Debug, Default)]
@@ -148,10 +154,17 @@ impl Disk for OsDisk {
     fn space(&self, dir: &Path) -> io::Result<Space> {
         let found = nix::sys::statvfs::statvfs(dir)?;
         let unit = found.fragment_size();
-        Ok(Space {
-            total: found.blocks().saturating_mul(unit),
-            free: found.blocks_available().saturating_mul(unit),
-        })
+        let free = found.blocks_available().saturating_mul(unit);
+        // ext4 leaves to root what it keeps for him, but not its own reserve (`reserved_clusters` of ext4(5)). What others
+        // count in `f_bfree` may be nobody's to use.
+        let is_ext4 = nix::sys::statfs::statfs(dir)?.filesystem_type() == nix::sys::statfs::EXT4_SUPER_MAGIC;
+        let usable = if is_ext4 && nix::unistd::geteuid().is_root() {
+            let own = (found.blocks() / EXT4_RESERVED_PART).min(EXT4_RESERVED_BLOCKS_MAX);
+            found.blocks_free().saturating_sub(own).saturating_mul(unit).max(free)
+        } else {
+            free
+        };
+        Ok(Space { total: found.blocks().saturating_mul(unit), free, usable })
     }
 
     fn set_aside(&self, path: &Path, len: u64) -> io::Result<()> {

@@ -78,10 +78,10 @@ impl Volume {
         assemble(&self.shared.store, &blocks, offset, end)
     }
 
-    /// Whether a write of `len` bytes would have to wait for sealing; then it belongs on a thread that may
-    /// wait.
+    /// Whether a write of `len` bytes would have to wait for sealing or for room on the disk; then it belongs on a
+    /// thread that may wait.
     pub fn write_would_wait(&self, len: usize) -> bool {
-        self.shared.budget.is_full(len as u64)
+        self.shared.store.is_tight() || self.shared.budget.is_full(len as u64)
     }
 
     /// Writes `data` at `offset`. When this returns every reader sees it; it is committed by age, by
@@ -91,6 +91,7 @@ impl Volume {
     /// [`FsError::TooLarge`], [`FsError::NotFound`], no space.
     pub fn write(&self, ino: Ino, offset: u64, data: &[u8], writer: Writer) -> FsResult<()> {
         self.check_writable()?;
+        self.shared.wait_for_room();
         self.shared.store.admit_data()?;
         if data.is_empty() {
             return Ok(());

@@ -388,7 +388,7 @@ impl Volume {
     /// Commits what was written to a file, without making it durable.
     pub(super) fn commit_file(&self, ino: Ino) -> FsResult<()> {
         let Some(cell) = self.cell_if_any(ino) else { return Ok(()) };
-        self.shared.flush_cell(self.vol, &cell, Reason::Asked)
+        self.shared.patiently(|| self.shared.flush_cell(self.vol, &cell, Reason::Asked))
     }
 
     /// Makes a file, and every change acknowledged before, durable.
@@ -398,7 +398,7 @@ impl Volume {
     pub fn fsync(&self, ino: Ino) -> FsResult<()> {
         if let Some(cell) = self.cell_if_any(ino) {
             let failed = cell.state.write().failure.take();
-            self.shared.flush_cell(self.vol, &cell, Reason::Asked)?;
+            self.shared.patiently(|| self.shared.flush_cell(self.vol, &cell, Reason::Asked))?;
             if let Some(failure) = failed {
                 tracing::debug!(%failure, "an earlier background commit had failed and was repeated");
             }

@@ -20,6 +20,7 @@ mod file;
 mod flush;
 mod log;
 mod namespace;
+mod patience;
 pub mod policy;
 mod protect;
 pub mod purge;

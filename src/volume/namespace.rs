@@ -85,6 +85,7 @@ impl Volume {
             return Err(FsError::NameTooLong);
         }
         let hash = self.name_hash(name);
+        self.shared.wait_for_room_for_names();
         let _gate = self.enter();
         let _names = self.namespace.lock();
         let cell = self.cell(parent)?;
@@ -144,6 +145,7 @@ impl Volume {
         check_name(name)?;
         // A name that appears must never show less than was written before.
         self.commit_file(ino)?;
+        self.shared.wait_for_room_for_names();
         let hash = self.name_hash(name);
         let vol = self.vol;
         {

@@ -56,6 +56,7 @@ impl Volume {
         if dirs {
             self.reveal_moved(from, to, mode)?;
         }
+        self.shared.wait_for_room_for_names();
         let _gate = self.enter();
         let _names = self.namespace.lock();
         let Some((source, target)) = self.look_up(from, to, mode)? else { return Ok(None) };

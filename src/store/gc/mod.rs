@@ -19,12 +19,15 @@ use super::Store;
 use super::chunks::pack;
 use super::control::Control;
 use super::model::Edit;
+use super::room::Lent;
 use crate::types::error::IoContext;
 use crate::types::{Error, Lsn, PackId, Result};
 use rewrite::Work;
 
 /// How often packs are looked at for what could be freed.
 const LOOK: Duration = Duration::from_secs(30);
+/// The same when less is free than is to be.
+const LOOK_WANTED: Duration = Duration::from_secs(1);
 /// Bytes that one step copies.
 const STEP_BYTES: u64 = 16 << 20;
 /// Time between checkpoints that are made only to be able to delete packs.
@@ -36,11 +39,15 @@ pub(super) struct GcState {
     work: Option<Work>,
     /// Packs that need not be looked at while they have so many live bytes.
     judged: HashMap<PackId, u64>,
-    next_look: Option<Instant>,
+    looked: Option<Instant>,
+    /// Packs were left alone for want of room; at the next look they may find it.
+    lacked_room: bool,
     /// The last record when nothing was found to be rewritten.
     settled: Option<Lsn>,
     next_step: Option<Instant>,
     next_checkpoint: Option<Instant>,
+    /// What is kept back was given up so that packs can be copied and go.
+    lent: Option<Lent>,
 }
 
 /// What could be freed, or was.
@@ -67,14 +74,23 @@ impl Store {
         if gc.work.is_none() || self.room.is_full() {
             self.let_go_of_packs(&mut gc)?;
         }
+        if gc.lent.is_some() && gc.work.is_none() {
+            // One pack after the other: with the first its room comes back.
+            if !self.index.state().retired.is_empty() {
+                return Ok(true);
+            }
+            gc.lent = None;
+        }
         let rate = self.config.gc_bytes_per_second;
         if rate == 0 || !due(gc.next_step) {
             return Ok(false);
         }
         let Some(mut work) = self.next_work(&mut gc)? else { return Ok(false) };
+        self.borrow_for(&mut gc, &work);
         let step = self.rewrite_some(&mut work, STEP_BYTES);
         let copied = *step.as_ref().unwrap_or(&0);
-        gc.next_step = Some(Instant::now() + Duration::from_millis(copied.saturating_mul(1000) / rate));
+        let pause = if self.room.is_wanted() { 0 } else { copied.saturating_mul(1000) / rate };
+        gc.next_step = Some(Instant::now() + Duration::from_millis(pause));
         match step {
             Ok(_) if work.is_done() => self.retire(&mut gc, &work)?,
             Ok(_) => gc.work = Some(work),
@@ -93,18 +109,29 @@ impl Store {
         if let Some(work) = gc.work.take() {
             return Ok(Some(work));
         }
-        if !due(gc.next_look) || gc.settled == Some(self.last()) {
+        let (wanted, last) = (self.room.is_wanted(), self.last());
+        let pause = if wanted { LOOK_WANTED } else { LOOK };
+        if gc.looked.is_some_and(|at| at.elapsed() < pause) || (gc.settled == Some(last) && !wanted) {
             return Ok(None);
         }
-        let last = self.last();
-        let percent =
-            if self.room.is_wanted() { WANTED_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
+        if std::mem::take(&mut gc.lacked_room) {
+            gc.judged.clear();
+        }
+        let percent = if wanted { WANTED_DEAD_PERCENT } else { self.config.gc_dead_percent.into() };
         let work = self.choose(&mut gc.judged, percent, None)?;
         if work.is_none() {
-            gc.next_look = Some(Instant::now() + LOOK);
-            gc.settled = Some(last);
+            gc.looked = Some(Instant::now());
+            gc.settled = Some(last).filter(|_| !gc.lacked_room);
         }
         Ok(work)
+    }
+
+    /// On a full disk, has what is kept back given up for the copies, until packs have gone.
+    fn borrow_for(&self, gc: &mut GcState, work: &Work) {
+        let needed = work.live_bytes.saturating_add(CHECKPOINT_BYTES);
+        if gc.lent.is_none() && !self.room.has(needed) {
+            gc.lent = self.room.lend_for(needed);
+        }
     }
 
     fn retire(&self, gc: &mut GcState, work: &Work) -> Result<()> {
@@ -127,7 +154,10 @@ impl Store {
                 tracing::warn!(error = %e, "a pack with damage is not rewritten; scrub names what is concerned");
                 Ok(())
             }
-            Error::NoSpace(_) => Ok(()),
+            Error::NoSpace(_) => {
+                gc.lacked_room = true;
+                Ok(())
+            }
             e => Err(e),
         }
     }
@@ -151,7 +181,7 @@ impl Store {
     pub(crate) fn checkpoint_beyond(&self) -> Result<()> {
         self.room.make(self.index.unwritten_bytes().saturating_add(CHECKPOINT_BYTES))?;
         self.commit(vec![Edit::Term], None)?;
-        self.checkpoint()
+        self.make_checkpoint(true)
     }
 
     /// Deletes the retired packs that are older than every checkpoint kept.
@@ -190,19 +220,20 @@ impl Store {
         let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
         // What the first packs give back may be the room for copies out of the others.
         while let Some(e) = self.rewrite_packs(control, &mut report, None)? {
-            if self.let_retired_go(control)? == 0 {
+            control.begin("making checkpoints without the old packs");
+            if self.let_retired_go()? == 0 {
                 return Err(e);
             }
         }
-        self.let_retired_go(control)?;
+        control.begin("making checkpoints without the old packs");
+        self.let_retired_go()?;
         report.after_bytes = self.packs_bytes()?;
         Ok(report)
     }
 
     /// Makes the checkpoints that retired packs wait for. Returns how many went.
-    fn let_retired_go(&self, control: &Control) -> Result<usize> {
+    fn let_retired_go(&self) -> Result<usize> {
         let before = self.index.state().retired.len();
-        control.begin("making checkpoints without the old packs");
         for _ in 0..super::care::CHECKPOINTS_KEPT {
             if !self.index.state().retired.is_empty() {
                 self.checkpoint_beyond()?;
@@ -232,6 +263,7 @@ impl Store {
         control.begin("rewriting packs");
         control.expect(report.before_bytes);
         while let Some(mut work) = self.choose(&mut gc.judged, 0, among)? {
+            self.borrow_for(&mut gc, &work);
             while !work.is_done() {
                 match self.rewrite_some(&mut work, STEP_BYTES) {
                     Ok(copied) => report.copied_bytes += copied,
@@ -248,6 +280,10 @@ impl Store {
             if work.is_done() {
                 self.retire(&mut gc, &work)?;
                 report.packs += u64::from(!work.leaves_some());
+            }
+            if gc.lent.is_some() {
+                self.let_retired_go()?;
+                gc.lent = None;
             }
         }
         Ok(no_room)

@@ -347,7 +347,7 @@ impl Disk for FaultyDisk {
     fn space(&self, _dir: &Path) -> io::Result<Space> {
         let state = self.0.lock();
         let free = state.limit.map_or(SIZE, |limit| limit.saturating_sub(state.now.used()));
-        Ok(Space { total: SIZE, free })
+        Ok(Space { total: SIZE, free, usable: free })
     }
 
     fn set_aside(&self, path: &Path, len: u64) -> io::Result<()> {

@@ -10,7 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::alarm::Alarms;
 use super::completed::Completed;
 use super::retention::{self, Candidate, minute};
-use super::space::Shortage;
+use super::space::{LOOK_PRESSED, Shortage};
 use crate::store::model::{Edit, Policy, SnapshotKind, SnapshotSpec};
 use crate::types::error::IoContext;
 use crate::types::limits::{POINTS_MAX, SWEEP_ITEMS_MAX};
@@ -77,7 +77,7 @@ impl Keeping {
     }
 
     /// Has the next round begin soon.
-    pub(super) fn wake(&self) {
+    pub(in crate::volume) fn wake(&self) {
         self.wake.1.notify_all();
     }
 }
@@ -154,7 +154,8 @@ fn run(shared: &Weak<Shared>, stopped: &Mutex<bool>) {
             shared.remember_rates();
             return;
         }
-        shared.keeping.wake.1.wait_for(&mut wake, ROUND);
+        let pause = if rounds.shortage.is_pressed() { LOOK_PRESSED } else { ROUND };
+        shared.keeping.wake.1.wait_for(&mut wake, pause);
         if *stopped.lock() {
             shared.remember_rates();
             return;
@@ -182,6 +183,12 @@ impl Rounds {
     #[cfg(test)]
     pub fn impatient() -> Rounds {
         Rounds { shortage: Shortage::impatient(), ..Rounds::default() }
+    }
+
+    /// Has the next round look at the disk, whenever the last one did.
+    #[cfg(test)]
+    pub fn look_at_space(&mut self) {
+        self.shortage.look_now();
     }
 
     fn ages_wait(&self) -> bool {

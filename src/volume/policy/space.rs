@@ -2,17 +2,34 @@
 
 use std::time::{Duration, Instant};
 
+use crate::store::Pressure;
 use crate::store::model::SnapshotKind;
 use crate::types::{Lsn, Result, Space, Timestamp, VolumeId};
 use crate::volume::protect::may_go;
 use crate::volume::{FsResult, Shared};
 
 /// Between two looks at the disk.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
+/// The same while programs wait for room, or soon will.
+pub(super) const LOOK_PRESSED: Duration = Duration::from_millis(250);
 /// How long dead space is waited for that the background is giving back, before more history goes.
 const GIVING_BACK: Duration = Duration::from_secs(120);
-/// The youngest points stay, whatever the limits of history say, until the disk is full: seconds.
-const YOUNG_SECS: i64 = 15 * 60;
+/// The youngest points stay, whatever the limits of history say, until the disk is nearly full: seconds.
+const YOUNG_SECS: u64 = 15 * 60;
+/// Nearly full: less is free than this part of what is to be …
+const PRESSED_PART: u64 = 4;
+/// … and than so much.
+const PRESSED_BYTES_MAX: u64 = 16 << 30;
+/// Of what is to be free and in bytes: programs wait below it, as long as space is being given back.
+const TIGHT_PART: u64 = 8;
+const TIGHT_BYTES_MAX: u64 = 1 << 30;
+/// Packs for whose copies there must be room by then, where they are not too large a part of the disk.
+const TIGHT_PACKS: u64 = 2;
+const TIGHT_PACKS_PART: u64 = 16;
+/// Programs wait for dead space only where it comes to this part of a pack.
+const DEAD_PART: u64 = 8;
+/// How long programs wait without anything being given back.
+const STANDSTILL: Duration = Duration::from_secs(10);
 /// What is missing at least on a disk on which something found no room.
 const FULL_MISSING_BYTES: u64 = 64 << 20;
 /// Points that one look lets go.
@@ -23,8 +40,23 @@ const POINTS_PER_LOOK: usize = 64;
 pub(super) struct Shortage {
     next_look: Option<Instant>,
     waiting_since: Option<Instant>,
+    /// On a disk that is nearly full.
+    pressed: Option<Pressed>,
     /// What the last look found that an operator should know: it holds until the next.
     told: Vec<String>,
+}
+
+/// What is done on a disk that is nearly full.
+#[derive(Clone, Copy, Debug)]
+struct Pressed {
+    /// Bytes that are missing until the disk is not nearly full.
+    missing: u64,
+    /// Seconds of history that still stay: less and less, as nothing older is left.
+    spared: u64,
+    /// The most that was free, and the least that history took.
+    best: (u64, u64),
+    /// When one of these was last reached.
+    progress: Instant,
 }
 
 /// How a store's bytes are spread, as far as can be told without counting each chunk's users.
@@ -57,9 +89,10 @@ impl Shared {
         problems: &mut Vec<String>,
     ) -> FsResult<()> {
         if shortage.next_look.is_none_or(|at| Instant::now() >= at) || self.store.is_full() {
-            shortage.next_look = Some(Instant::now() + LOOK);
             shortage.told.clear();
             self.look_at_space(volumes, now, shortage)?;
+            let pause = if shortage.is_pressed() { LOOK_PRESSED } else { LOOK };
+            shortage.next_look = Some(Instant::now() + pause);
         }
         problems.extend(shortage.told.iter().cloned());
         Ok(())
@@ -68,8 +101,9 @@ impl Shared {
     fn look_at_space(&self, volumes: &[VolumeId], now: Timestamp, shortage: &mut Shortage) -> FsResult<()> {
         let usage = self.usage()?;
         let mut wanted = false;
+        self.feel_pressure(volumes, &usage, shortage)?;
         for vol in volumes {
-            let Some(over) = self.excess(*vol, &usage) else { continue };
+            let Some(over) = self.excess(*vol, &usage, shortage.missing()) else { continue };
             wanted |= over.free_missing > 0;
             if self.store.index().wants_forget(*vol)? {
                 continue;
@@ -81,9 +115,12 @@ impl Shared {
                 continue;
             }
             let reading = self.being_read(*vol);
-            let oldest = self.oldest(*vol, now, &reading, &usage, &over)?;
+            let oldest = self.oldest(*vol, now, &reading, &usage, &over, shortage.missing())?;
             if oldest.is_empty() {
                 shortage.told.extend(over.problem);
+                if let Some(pressed) = &mut shortage.pressed {
+                    pressed.spared /= 4;
+                }
                 continue;
             }
             tracing::info!(volume = %vol, points = oldest.len(), missing = over.bytes(), "history is thinned for want of room");
@@ -93,6 +130,45 @@ impl Shared {
             shortage.waiting_since = None;
         }
         self.store.want_room(wanted);
+        Ok(())
+    }
+
+    /// Where the disk is nearly full, the youngest history goes, too, little by little, and programs wait while space
+    /// is being given back: room that history takes is to cost nobody a write.
+    fn feel_pressure(&self, volumes: &[VolumeId], usage: &Usage, shortage: &mut Shortage) -> Result<()> {
+        let (free_min, bytes, points) = {
+            let state = self.store.index().state();
+            let known = || volumes.iter().filter_map(|vol| state.volumes.get(vol));
+            let free_min = known().map(|v| v.policy.free_min.of(usage.disk.total)).max().unwrap_or(0);
+            let points = known().map(|v| v.points.len() as u64).sum::<u64>();
+            (free_min, known().map(|v| v.history_bytes).sum::<u64>(), points)
+        };
+        let history = bytes.saturating_add(points);
+        // What programs have written and nobody has stored yet will take some of it.
+        let free = usage.disk.free.saturating_sub(self.budget.used());
+        let packs = (TIGHT_PACKS * self.store.pack_bytes_max()).min(usage.disk.total / TIGHT_PACKS_PART);
+        let tight = (free_min / TIGHT_PART).min(TIGHT_BYTES_MAX).max(packs);
+        let pressed = (free_min / PRESSED_PART).min(PRESSED_BYTES_MAX).max(2 * tight);
+        if free >= pressed {
+            shortage.pressed = None;
+            self.store.press(Pressure { yields: bytes > 0, tight: false, spared: u64::MAX });
+            return Ok(());
+        }
+        let now = Instant::now();
+        let state = shortage.pressed.get_or_insert(Pressed {
+            missing: 0,
+            spared: YOUNG_SECS,
+            best: (free, history),
+            progress: now,
+        });
+        if free > state.best.0 || history < state.best.1 {
+            state.best = (free.max(state.best.0), history.min(state.best.1));
+            state.progress = now;
+        }
+        state.missing = pressed - free;
+        let yields = now.duration_since(state.progress) < STANDSTILL
+            && (bytes > 0 || self.dead_bytes(usage)? >= self.store.pack_bytes_max() / DEAD_PART);
+        self.store.press(Pressure { yields, tight: yields && free < tight, spared: state.spared });
         Ok(())
     }
 
@@ -110,7 +186,7 @@ impl Shared {
     }
 
     /// By how much a volume is over its limits.
-    fn excess(&self, vol: VolumeId, usage: &Usage) -> Option<Excess> {
+    fn excess(&self, vol: VolumeId, usage: &Usage, pressing: u64) -> Option<Excess> {
         let state = self.store.index().state();
         let volume = state.volumes.get(&vol)?;
         let history = usage.stored(volume.history_bytes);
@@ -118,8 +194,9 @@ impl Shared {
         let free_missing = volume.policy.free_min.of(usage.disk.total).saturating_sub(usage.disk.free);
         if history_over == 0 && free_missing == 0 {
             // That the disk is full is said elsewhere.
-            let full = Excess { history_over, free_missing: FULL_MISSING_BYTES, problem: None };
-            return self.store.is_full().then_some(full);
+            let missing = if self.store.is_full() { pressing.max(FULL_MISSING_BYTES) } else { pressing };
+            let full = Excess { history_over, free_missing: missing, problem: None };
+            return (missing > 0).then_some(full);
         }
         let name = &volume.name;
         let problem = if free_missing > 0 {
@@ -131,7 +208,8 @@ impl Shared {
         } else {
             format!(
                 "volume {name}: history takes about {history} bytes, {history_over} more than history-max allows, \
-                 and no more of it may go; release holds, or raise history-max"
+                 and what may go of it is younger than {} minutes; release holds, or raise history-max",
+                YOUNG_SECS / 60
             )
         };
         Some(Excess { history_over, free_missing, problem: Some(problem) })
@@ -146,27 +224,32 @@ impl Shared {
         reading: &[Lsn],
         usage: &Usage,
         over: &Excess,
+        pressing: u64,
     ) -> Result<Vec<Lsn>> {
-        let points: Vec<Lsn> = {
+        let points: Vec<(bool, Lsn)> = {
             let state = self.store.index().state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(Vec::new()) };
             // A disk that is full to the end is worse than the loss of the last minutes' history.
-            let spared = if self.store.is_full() { i64::MIN } else { YOUNG_SECS };
-            let young = |p: Timestamp| now.secs.saturating_sub(p.secs) < spared;
-            let mut all: Vec<(bool, Lsn)> = may_go(volume, now, reading)
+            let spared = self.store.spared_secs().min(YOUNG_SECS);
+            let younger = |p: Timestamp, secs: u64| secs > 0 && now.secs.saturating_sub(p.secs) < secs as i64;
+            let mut all: Vec<(bool, Lsn, bool)> = may_go(volume, now, reading)
                 .into_iter()
-                .filter(|(_, p)| !young(p.time))
-                .map(|(at, p)| (was_asked_for(p.spec.kind), at))
-                .filter(|(asked_for, _)| over.problem.is_some() || !asked_for)
+                .filter(|(_, p)| !younger(p.time, spared))
+                .map(|(at, p)| (was_asked_for(p.spec.kind), at, younger(p.time, YOUNG_SECS)))
+                .filter(|(asked_for, ..)| over.problem.is_some() || !asked_for)
                 .collect();
             all.sort_unstable();
-            all.into_iter().map(|(_, at)| at).take(POINTS_PER_LOOK).collect()
+            all.into_iter().map(|(_, at, young)| (young, at)).take(POINTS_PER_LOOK).collect()
         };
         let (mut chosen, mut freed) = (Vec::new(), 0u64);
-        for at in points {
+        for (young, at) in points {
+            // Of the youngest no more than the disk needs; a full one says by itself when it is enough.
+            if young && freed >= pressing && !self.store.is_full() {
+                break;
+            }
             freed = freed.saturating_add(usage.stored(self.store.index().bytes_only(vol, at)?));
             chosen.push(at);
-            if freed >= over.bytes() {
+            if freed >= over.bytes().max(pressing) {
                 break;
             }
         }
@@ -199,6 +282,19 @@ impl Shortage {
         Shortage { waiting_since: Instant::now().checked_sub(GIVING_BACK), ..Shortage::default() }
     }
 
+    #[cfg(test)]
+    pub(super) fn look_now(&mut self) {
+        self.next_look = None;
+    }
+
+    pub(super) fn is_pressed(&self) -> bool {
+        self.pressed.is_some()
+    }
+
+    fn missing(&self) -> u64 {
+        self.pressed.map_or(0, |pressed| pressed.missing)
+    }
+
     /// Whether what is dead already may still be given back.
     fn waits_for_dead_space(&mut self) -> bool {
         self.waiting_since.get_or_insert_with(Instant::now).elapsed() < GIVING_BACK
@@ -211,7 +307,7 @@ mod tests {
 
     #[test]
     fn history_is_measured_by_how_all_is_stored() {
-        let disk = Space { total: 1000, free: 100 };
+        let disk = Space { total: 1000, free: 100, usable: 100 };
         let usage = Usage { disk, named: 300, logical: 900 };
         assert_eq!(usage.stored(450), 150);
         assert_eq!(Usage { logical: 0, ..usage }.stored(7), 0);

@@ -315,7 +315,8 @@ impl Disk for SizedDisk {
         OsDisk.create_dir(dir)
     }
     fn space(&self, _dir: &Path) -> io::Result<Space> {
-        Ok(Space { total: self.total, free: self.free.load(Ordering::SeqCst) })
+        let free = self.free.load(Ordering::SeqCst);
+        Ok(Space { total: self.total, free, usable: free })
     }
 }
 
@@ -377,7 +378,7 @@ fn little_free_space_thins_history_and_never_what_is_held() {
     set(&bench, &["every=off", "continuous=off", "history-max=100%", "free-min=10%"]).unwrap();
     assert_eq!(until_settled(&bench), Vec::<String>::new());
     assert_eq!(points(&bench).len(), 20, "there is room enough");
-    disk.free.store(400_000, Ordering::SeqCst);
+    disk.free.store(700_000, Ordering::SeqCst);
     keep(&bench, &mut Rounds::impatient());
     let left: Vec<Lsn> = points(&bench).into_keys().collect();
     assert!((12..=15).contains(&left.len()), "{} are left after one look", left.len());
@@ -387,6 +388,42 @@ fn little_free_space_thins_history_and_never_what_is_held() {
     // Nobody is told to delete when there is room again.
     disk.free.store(4_000_000, Ordering::SeqCst);
     assert_eq!(until_settled(&bench), Vec::<String>::new());
+    bench.fsck();
+}
+
+#[test]
+fn a_nearly_full_disk_thins_the_youngest_history_too_but_no_more_than_it_needs() {
+    let (bench, disk) = sized(10_000_000, 5_000_000);
+    set(&bench, &["every=off", "history-max=100%", "free-min=10%"]).unwrap();
+    let file = bench.file(Ino::ROOT, "f");
+    let mut made = Vec::new();
+    for n in 0..20 {
+        bench.write(file, 0, &noise(n + 1, 100_000));
+        made.push(bench.snapshot(&format!("s{n}")));
+        pass(&bench, 30);
+    }
+    bench.main().hold_snapshot("s1", true).unwrap();
+    bench.volumes().sync().unwrap();
+    let mut rounds = Rounds::impatient();
+    let mut look = |free: u64| {
+        disk.free.store(free, Ordering::SeqCst);
+        rounds.look_at_space();
+        keep(&bench, &mut rounds);
+        points(&bench).into_keys().filter(|at| made.contains(at)).collect::<Vec<_>>()
+    };
+    for _ in 0..20 {
+        assert_eq!(look(1_300_000).len(), 20, "there is what is to be free");
+        assert!(!bench.store().is_tight());
+    }
+    // A third of a megabyte is missing until the disk is not nearly full.
+    let left = (0..20).map(|_| look(900_000)).find(|left| left.len() < 20).unwrap();
+    assert!((14..=17).contains(&left.len()), "{} are left", left.len());
+    assert_eq!(left[0], made[1], "what is held stays");
+    assert_eq!(left[1..], made[made.len() - (left.len() - 1)..], "the youngest stay");
+    look(100_000);
+    assert!(bench.store().is_tight(), "programs wait for what is about to be free");
+    look(5_000_000);
+    assert!(!bench.store().is_tight());
     bench.fsck();
 }
 

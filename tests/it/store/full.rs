@@ -16,12 +16,13 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn new(store: &Store, mib: u64) -> SmallDisk {
+    /// With so many percent of it kept for root.
+    fn new(store: &Store, mib: u64, reserved: &str) -> SmallDisk {
         let disk = SmallDisk { image: store.home().join("disk.img"), dir: store.home().join("disk") };
         fs::create_dir(&disk.dir).expect("a mountpoint");
         let image = File::create(&disk.image).expect("an image");
         image.set_len(mib << 20).expect("its size");
-        tool(store.home(), "mkfs.ext4", &args!["-q", "-F", "-m", "0", disk.image]);
+        tool(store.home(), "mkfs.ext4", &args!["-q", "-F", "-m", reserved, disk.image]);
         tool(store.home(), "mount", &args!["-o", "loop", disk.image, disk.dir]);
         disk
     }
@@ -81,11 +82,15 @@ const SETTINGS: &str = "index_flush_bytes = 1048576\nindex_flush_records = 100\n
 
 impl Patient {
     fn new(mib: u64) -> Patient {
+        Patient::with(mib, "0", SETTINGS)
+    }
+
+    fn with(mib: u64, reserved: &str, settings: &str) -> Patient {
         let store = Store::uninitialised();
-        let disk = SmallDisk::new(&store, mib);
+        let disk = SmallDisk::new(&store, mib, reserved);
         std::os::unix::fs::symlink(disk.dir.join("store"), store.path()).expect("a link to the store");
         store.ok(&args!["init", disk.dir.join("store")]);
-        fs::write(disk.dir.join("store/config.toml"), SETTINGS).expect("settings");
+        fs::write(disk.dir.join("store/config.toml"), settings).expect("settings");
         let mount = store.mount();
         Patient { mount: Some(mount), store, files: BTreeMap::new(), rng: Rng::printed(), disk }
     }
@@ -299,5 +304,51 @@ impl Patient {
             let content = self.rng.bytes(i * 5_000);
             self.replace(&format!("f{i}"), content).expect("writing");
         }
+    }
+}
+
+#[test]
+fn history_gives_way_before_anybody_is_told_that_there_is_no_space() {
+    // Four files of 4 MiB, written over until three times the disk has gone through it; no history is old.
+    for reserved in ["0", "5"] {
+        let mut patient = Patient::with(192, reserved, "");
+        for i in 0..140 {
+            let name = format!("f{}", i % 4);
+            let content = patient.rng.bytes(4 << 20);
+            patient
+                .replace(&name, content)
+                .unwrap_or_else(|e| panic!("write {i}: {e}; {}", patient.problems()));
+        }
+        patient.compare("at the end");
+        patient.remount("after a remount");
+    }
+}
+
+#[test]
+fn a_disk_full_of_live_files_has_room_again_once_they_are_removed() {
+    // With what is kept for root, into which the store has written as well.
+    for reserved in ["0", "5"] {
+        let mut patient = Patient::with(192, reserved, "");
+        for i in 0.. {
+            let content = patient.rng.bytes(1 << 20);
+            if let Err(e) = patient.replace(&format!("f{i}"), content) {
+                assert_eq!(e.raw_os_error(), Some(libc::ENOSPC), "{e}");
+                break;
+            }
+        }
+        assert!(patient.files.len() > 100, "{} files", patient.files.len());
+        patient.disk.ballast(0);
+        let keep = patient.files.len() / 10;
+        for name in patient.files.keys().skip(keep).cloned().collect::<Vec<_>>() {
+            patient.remove(&name);
+        }
+        for i in 0..60 {
+            let content = patient.rng.bytes(1 << 20);
+            eventually("a write that finds room", || {
+                patient.replace(&format!("g{i}"), content.clone()).is_ok()
+            });
+        }
+        patient.compare("at the end");
+        patient.remount("after a remount");
     }
 }
