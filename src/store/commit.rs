@@ -42,14 +42,14 @@ impl Store {
         request: Option<RequestId>,
         note: &dyn Fn(Lsn),
     ) -> Result<Lsn> {
-        let record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
+        let mut record = Record { time: self.clock.now(), durable: self.durable(), request, edits };
         if record.edits.len() > RECORD_EDITS_MAX {
             return Err(Error::Invalid(format!(
                 "{} changes are too many for one record",
                 record.edits.len()
             )));
         }
-        let plain = record.encode();
+        let mut plain = record.encode();
         #[cfg(test)]
         assert_eq!(Record::decode(&plain).as_ref(), Ok(&record), "a record that recovery could not read");
         if plain.len() > RECORD_BYTES_MAX {
@@ -58,19 +58,24 @@ impl Store {
                 plain.len()
             )));
         }
-        match self.commit_now(&record, &plain, note) {
+        match self.commit_now(&mut record, &mut plain, note) {
             Err(Error::NoSpace(_)) if Use::of(&record.edits) == Use::Frees && self.index_came_back() => {
-                self.commit_now(&record, &plain, note)
+                self.commit_now(&mut record, &mut plain, note)
             }
             result => result,
         }
     }
 
-    fn commit_now(&self, record: &Record, plain: &[u8], note: &dyn Fn(Lsn)) -> Result<Lsn> {
+    fn commit_now(&self, record: &mut Record, plain: &mut Vec<u8>, note: &dyn Fn(Lsn)) -> Result<Lsn> {
         let what = Use::of(&record.edits);
         let committed = self.commit.lock();
         self.check_writable()?;
         self.admit(what)?;
+        // One that waited for the lock while others did not is no sign that the clock was set back.
+        if self.index.state().behind(record.time) > 0 {
+            record.time = self.clock.now();
+            *plain = record.encode();
+        }
         let lsn = self.journal.next_lsn();
         let sealed = self
             .sealer

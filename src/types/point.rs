@@ -105,6 +105,12 @@ pub fn age_text(secs: u64) -> String {
     unit.map_or(format!("{secs}s"), |(name, unit)| format!("{}{name}", secs / unit))
 }
 
+/// A time span to the nearest whole number of the largest unit that fits, for people.
+pub fn about_text(secs: u64) -> String {
+    let unit = AGE_UNITS.into_iter().skip(1).find(|(_, unit)| secs >= *unit);
+    unit.map_or("0s".to_owned(), |(name, unit)| format!("{}{name}", (secs + unit / 2) / unit))
+}
+
 /// `90s`, `10m`, `2h`, `3d`, `1w`. None for other forms and for ages past 2^64 seconds.
 pub fn parse_age(text: &str) -> Option<Duration> {
     let (number, unit_secs) =
@@ -201,6 +207,12 @@ mod tests {
         assert_eq!(time("@1970-01-01T00:00:01.5Z"), Timestamp { secs: 1, nanos: 500_000_000 });
         assert_eq!(time("@1970-01-01T02:00:00+02:00"), Timestamp::default());
         assert_eq!(time("@1969-12-31T23:59:59.25Z"), Timestamp { secs: -1, nanos: 250_000_000 });
+    }
+
+    #[test]
+    fn spans_for_people_are_rounded() {
+        let spans = [0, 1, 89, 91, 5400, 86_399, 86_400, 31_535_996];
+        assert_eq!(spans.map(about_text), ["0s", "1s", "1m", "2m", "2h", "24h", "1d", "365d"]);
     }
 
     #[test]

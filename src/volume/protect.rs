@@ -9,7 +9,7 @@ use crate::types::{Lsn, Timestamp};
 
 /// Whether the policy lets nothing take the point away yet: until when.
 pub(super) fn immutable_until(volume: &VolumeRow, point: &Snapshot, now: Timestamp) -> Option<Timestamp> {
-    Some(volume.policy.immutable_until(point.time)).filter(|until| *until > now)
+    volume.policy.immutable_until(point.time).filter(|until| *until > now)
 }
 
 /// Fails when one of these points is held or immutable.

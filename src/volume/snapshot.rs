@@ -4,6 +4,7 @@
 use super::protect::{check_may_go, immutable_until};
 use super::{FsError, FsResult, Shared, Volume, Volumes};
 use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
+use crate::store::index::steps::STEP_NANOS_MIN;
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
 use crate::types::limits::{POINTS_MAX, SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
 use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339, scheduled_snapshot_name};
@@ -281,27 +282,59 @@ impl Volume {
         Ok(lsn)
     }
 
-    /// The state at a moment: within the window the last record before it, to a hundredth of a second; before that
-    /// the newest snapshot or mark that is not younger.
+    /// The state at a moment. One from before the clock was set back means two, and is refused unless both are the
+    /// same: what is restored must never be another state than was meant.
     fn lsn_at(&self, time: Timestamp) -> FsResult<Lsn> {
-        let now = self.shared.now();
+        let (now, moment) = (self.shared.now(), rfc3339(time));
         if time >= now {
-            return Err(FsError::NoSuchPoint(format!("{} has not come yet", rfc3339(time))));
+            return Err(FsError::NoSuchPoint(format!("{moment} has not come yet")));
         }
-        let lsn = self.shared.store.index().lsn_at(time)?;
-        if self.is_readable(lsn) {
-            return Ok(lsn);
+        let (meaning, behind, last) = {
+            let state = self.shared.store.index().state();
+            (state.meaning(time), state.behind(now), (state.applied, state.clock()))
+        };
+        if behind >= STEP_NANOS_MIN {
+            return Err(FsError::NoSuchPoint(format!(
+                "the clock stands before the last record ({}, of {}), so times and ages mean nothing now; name a \
+                 snapshot or @lsn:N",
+                last.0,
+                rfc3339(last.1)
+            )));
         }
-        self.with_state(|volume| {
-            let mut points = volume.points.iter().rev().filter(|(_, p)| !p.deleting);
-            let found = points.find(|(_, p)| p.time <= time).map(|(at, _)| *at);
-            found.ok_or_else(|| {
-                let oldest = volume.points.values().find(|p| !p.deleting).map(|p| p.time);
-                let oldest = oldest.into_iter().chain(volume.floor_time).min();
-                let since = oldest.map_or(String::new(), |t| format!("; the oldest is {}", rfc3339(t)));
-                let moment = rfc3339(time);
-                FsError::NoSuchPoint(format!("{moment} is before every moment that is readable{since}"))
-            })
-        })?
+        let told = self.readable_before(meaning.told)?;
+        if let Some(step) = meaning.before {
+            let passed = self.readable_before(meaning.passed)?;
+            if told != passed {
+                let named = |at: Option<Lsn>| at.map_or("nothing".to_owned(), |at| format!("@lsn:{at}"));
+                return Err(FsError::NoSuchPoint(format!(
+                    "{moment} lies before {}, to which the clock was set back: by the clock of then it means {}, by \
+                     the time that passed {}; name what you mean, or a snapshot",
+                    rfc3339(step.set_to),
+                    named(told),
+                    named(passed)
+                )));
+            }
+        }
+        let Some(at) = told else {
+            let oldest = self.kept()?.history_since;
+            let since = oldest.map_or(String::new(), |t| format!("; the oldest is {}", rfc3339(t)));
+            return Err(FsError::NoSuchPoint(format!(
+                "{moment} is before every moment that is readable{since}"
+            )));
+        };
+        Ok(at)
+    }
+
+    /// The state at a time that never runs backwards: within the window the last record before it, to a hundredth
+    /// of a second; before that the newest snapshot or mark that is not younger.
+    fn readable_before(&self, time: Timestamp) -> FsResult<Option<Lsn>> {
+        let lsn = self.shared.store.index().lsn_before(time)?;
+        let state = self.shared.store.index().state();
+        let volume = state.volumes.get(&self.vol).ok_or(FsError::NotFound)?;
+        if volume.is_readable(lsn) {
+            return Ok(Some(lsn));
+        }
+        let mut points = volume.points.iter().rev().filter(|(_, p)| !p.deleting);
+        Ok(points.find(|(at, p)| state.time_of(**at, p.time) <= time).map(|(at, _)| *at))
     }
 }

@@ -2,12 +2,16 @@
 //! function runs over the same records and gives the same index (locations and counts of chunks apart).
 
 use super::keys::{self, Family, meta};
-use super::rows::{Snapshot, Stored, Volume};
+use super::rows::{Snapshot, Step, Stored, Volume};
+use super::steps::STEP_NANOS_MIN;
 use super::txn::{Locate, Txn};
 use super::{HEADS, HISTORY, Index, damaged};
 use crate::store::model::{Attrs, Edit, Inode, Policy, Record, SnapshotSpec};
 use crate::types::limits::SWEEP_ITEMS_MAX;
-use crate::types::{Error, Ino, Lsn, PackId, Result, Term, VolumeId};
+use crate::types::{Error, Ino, Lsn, PackId, Result, Term, Timestamp, VolumeId};
+
+/// Steps that are remembered; of older ones it is not known any more that there was any.
+const STEPS_MAX: usize = 64;
 
 /// A record's place in the journal.
 #[derive(Clone, Copy, Debug)]
@@ -35,7 +39,6 @@ impl Index {
             let detail = format!("the index is at {}", state.applied);
             return Err(Error::corrupt("record order", format!("lsn {}", place.lsn), detail));
         }
-        let time = record.time.max(state.time);
         let mut txn = Txn::new(self, &mut state, place.lsn, locate);
         // What patches one file goes together.
         for run in
@@ -43,6 +46,7 @@ impl Index {
         {
             txn.edit(run, record)?;
         }
+        let time = txn.time(record.time)?;
         txn.put_row(
             meta::time(time.as_nanos_saturating().div_euclid(10_000_000)),
             place.lsn.0.to_le_bytes(),
@@ -57,6 +61,20 @@ impl Index {
 }
 
 impl Txn<'_> {
+    /// The time of this record that never runs backwards. A step back of the clock is noted.
+    pub(super) fn time(&mut self, clock: Timestamp) -> Result<Timestamp> {
+        if self.state.applied > Lsn::ZERO && self.state.behind(clock) >= STEP_NANOS_MIN {
+            let step = Step { lsn: self.lsn, at: self.state.time, set_to: clock };
+            self.put_row(meta::step(step.lsn), step.encode())?;
+            self.state.steps.push(step);
+            if self.state.steps.len() > STEPS_MAX {
+                let oldest = self.state.steps.remove(0);
+                self.delete_row(&meta::step(oldest.lsn));
+            }
+        }
+        Ok(self.state.time_of(self.lsn, clock).max(self.state.time))
+    }
+
     /// One edit, or several that patch the same file.
     fn edit(&mut self, run: &[Edit], record: &Record) -> Result<()> {
         let Some(edit) = run.first() else { return Ok(()) };

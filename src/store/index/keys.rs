@@ -227,6 +227,8 @@ pub mod meta {
     pub const PURGE: u8 = b'e';
     /// First byte of time marks: `'t' ‖ centiseconds since the epoch, sign bit flipped, 8`.
     pub const TIME: u8 = b't';
+    /// First byte of rows of the clock's steps back: `'c' ‖ lsn 8`.
+    pub const STEP: u8 = b'c';
 
     fn row(kind: u8, vol: VolumeId, numbers: &[u64]) -> Vec<u8> {
         let mut key = Vec::with_capacity(5 + numbers.len() * 8);
@@ -298,6 +300,13 @@ pub mod meta {
     pub fn time(centiseconds: i64) -> Vec<u8> {
         let mut key = vec![TIME];
         key.extend_from_slice(&(centiseconds.cast_unsigned() ^ (1 << 63)).to_be_bytes());
+        key
+    }
+
+    /// Key of the row of a step back of the clock.
+    pub fn step(lsn: Lsn) -> Vec<u8> {
+        let mut key = vec![STEP];
+        key.extend_from_slice(&lsn.0.to_be_bytes());
         key
     }
 

@@ -18,6 +18,7 @@ mod path;
 pub mod relocate;
 pub mod rows;
 pub mod scan;
+pub mod steps;
 mod txn;
 pub mod view;
 
@@ -38,7 +39,7 @@ use crate::types::wire::WireError;
 use crate::types::{Error, Lsn, PackId, Result, VolumeId};
 use keys::meta;
 use options::{db_options, family_options, hash_memory_tables};
-use rows::{PackStat, Snapshot, State, Stored, Volume};
+use rows::{PackStat, Snapshot, State, Step, Stored, Volume};
 
 pub use erase::{Buckets, PastPage};
 pub use files::{checkpoint_reaches, compare_checkpoint, restore_checkpoint};
@@ -217,6 +218,12 @@ impl Index {
             if let Some(volume) = state.volumes.get_mut(&vol) {
                 volume.policy = Policy::decode_row(&row).map_err(|e| damaged(key, e))?;
             }
+            Ok(true)
+        })?;
+        self.rows(&[meta::STEP], |key, value| {
+            let lsn = key.get(1..).and_then(|k| k.first_chunk::<8>()).map(|k| Lsn(u64::from_be_bytes(*k)));
+            let step = Step::decode(lsn.ok_or_else(|| damaged(key, "bad key"))?, value);
+            state.steps.push(step.map_err(|e| damaged(key, e))?);
             Ok(true)
         })?;
         self.pack_rows(meta::PACK, |pack, live_bytes| {

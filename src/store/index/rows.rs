@@ -225,6 +225,35 @@ pub struct PackStat {
     pub live_bytes: u64,
 }
 
+/// One step back of the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The first record behind it.
+    pub lsn: Lsn,
+    /// When it happened, in the time that never runs backwards.
+    pub at: Timestamp,
+    /// What the clock said then.
+    pub set_to: Timestamp,
+}
+
+impl Step {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut e = Encoder::with_capacity(24);
+        for time in [self.at, self.set_to] {
+            e.i64(time.secs).u32(time.nanos);
+        }
+        e.finish()
+    }
+
+    pub(super) fn decode(lsn: Lsn, row: &[u8]) -> Result<Step, WireError> {
+        let mut d = Decoder::new(row);
+        let mut time = || Ok(Timestamp { secs: d.i64()?, nanos: d.u32()? });
+        let step = Step { lsn, at: time()?, set_to: time()? };
+        d.end()?;
+        Ok(step)
+    }
+}
+
 /// The in-memory view of the rows that are not versioned; `apply` keeps both in step.
 #[derive(Clone, Debug, Default)]
 pub struct State {
@@ -234,8 +263,10 @@ pub struct State {
     pub chain: [u8; 32],
     /// Its term.
     pub term: Term,
-    /// Its time; times never run backwards here.
+    /// Its time, which never runs backwards: what the clock said, and what it was set back by.
     pub time: Timestamp,
+    /// The steps back of the clock, oldest first.
+    pub steps: Vec<Step>,
     /// Order-independent digest of all versions.
     pub digest: u128,
     /// The next volume's number.

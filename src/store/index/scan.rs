@@ -215,8 +215,15 @@ impl Index {
         Ok(found)
     }
 
-    /// The last record committed before `time`, to a hundredth of a second; zero when there is none.
-    pub fn lsn_at(&self, time: Timestamp) -> Result<Lsn> {
+    /// The last record committed before the clock last said `moment`; zero when there is none.
+    pub fn lsn_at(&self, moment: Timestamp) -> Result<Lsn> {
+        let told = self.state().meaning(moment).told;
+        self.lsn_before(told)
+    }
+
+    /// The last record committed before `time`, which never runs backwards, to a hundredth of a second; zero when
+    /// there is none.
+    pub fn lsn_before(&self, time: Timestamp) -> Result<Lsn> {
         let centi = time.as_nanos_saturating().div_euclid(10_000_000);
         let below = meta::time(centi);
         let from = [meta::TIME];

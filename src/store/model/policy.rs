@@ -149,12 +149,14 @@ impl Policy {
         Ok(())
     }
 
-    /// Until when a point made at `made` must not go.
-    pub fn immutable_until(&self, made: Timestamp) -> Timestamp {
+    /// Until when a point made at `made` must not go; none where no period guards it, also if the clock was set
+    /// back since.
+    pub fn immutable_until(&self, made: Timestamp) -> Option<Timestamp> {
         let ended_before = |at: usize| self.immutable.get(at + 1).is_some_and(|next| next.since <= made);
         let steps = self.immutable.iter().enumerate();
-        let secs = steps.filter(|(at, _)| !ended_before(*at)).map(|(_, step)| step.secs).max().unwrap_or(0);
-        Timestamp { secs: made.secs.saturating_add_unsigned(secs), nanos: made.nanos }
+        let secs = steps.filter(|(at, _)| !ended_before(*at)).map(|(_, step)| step.secs).max();
+        let guards = secs.filter(|secs| *secs > 0);
+        guards.map(|secs| Timestamp { secs: made.secs.saturating_add_unsigned(secs), nanos: made.nanos })
     }
 
     /// From when on nothing that was there may go yet, as of `now`; none while no period guards anything.
@@ -245,17 +247,17 @@ mod tests {
     #[test]
     fn a_shorter_immutable_period_counts_only_for_what_comes_after() {
         let mut policy = Policy::default();
-        assert_eq!(policy.immutable_until(at(5)), at(5));
+        assert_eq!(policy.immutable_until(at(5)), None);
         policy.set_immutable(at(1000), 700).unwrap();
-        assert_eq!(policy.immutable_until(at(900)), at(1600), "what is there already is guarded, too");
+        assert_eq!(policy.immutable_until(at(900)), Some(at(1600)), "what is there already is guarded, too");
         policy.set_immutable(at(1100), 10).unwrap();
-        assert_eq!(policy.immutable_until(at(1050)), at(1750), "made before the change");
-        assert_eq!(policy.immutable_until(at(1100)), at(1110));
+        assert_eq!(policy.immutable_until(at(1050)), Some(at(1750)), "made before the change");
+        assert_eq!(policy.immutable_until(at(1100)), Some(at(1110)));
         policy.set_immutable(at(1200), 5000).unwrap();
-        assert_eq!(policy.immutable_until(at(1100)), at(6100), "a longer one counts for all");
+        assert_eq!(policy.immutable_until(at(1100)), Some(at(6100)), "a longer one counts for all");
         policy.set_immutable(at(1201), 0).unwrap();
-        assert_eq!(policy.immutable_until(at(1150)), at(6150));
-        assert_eq!(policy.immutable_until(at(1201)), at(1201));
+        assert_eq!(policy.immutable_until(at(1150)), Some(at(6150)));
+        assert_eq!(policy.immutable_until(at(1201)), None);
         assert_eq!(policy.immutable_secs(), 0);
     }
 
@@ -315,9 +317,9 @@ mod tests {
             let (mut policy, mut now) = (Policy::default(), 0);
             for (later, secs) in steps {
                 now += later;
-                let before = policy.immutable_until(at(made)).secs;
+                let before = policy.immutable_until(at(made)).map_or(made, |t| t.secs);
                 policy.set_immutable(at(now), secs).unwrap();
-                let after = policy.immutable_until(at(made)).secs;
+                let after = policy.immutable_until(at(made)).map_or(made, |t| t.secs);
                 // Only a step that has run out may be dropped.
                 prop_assert!(made >= now || after >= before || before <= now, "{before} {after} {now}");
             }

@@ -11,9 +11,11 @@ use super::alarm::Alarms;
 use super::completed::Completed;
 use super::retention::{self, Candidate, minute};
 use super::space::{LOOK_PRESSED, Shortage};
+use crate::store::index::steps::STEP_NANOS_MIN;
 use crate::store::model::{Edit, Policy, SnapshotKind, SnapshotSpec};
 use crate::types::error::IoContext;
 use crate::types::limits::{POINTS_MAX, SWEEP_ITEMS_MAX};
+use crate::types::point::{about_text, rfc3339};
 use crate::types::{Error, Lsn, Timestamp, VolumeId};
 use crate::volume::protect::{check_may_go, may_go};
 use crate::volume::snapshot::SnapshotCreate;
@@ -31,6 +33,8 @@ const READ_MAX: usize = 4096;
 const JUMP_SECS: i64 = 300;
 /// For how long then.
 const JUMP_PAUSE: Duration = Duration::from_secs(3600);
+/// Seconds by which the clock may stand before the latest record without that being told.
+const BEHIND_SECS: i64 = 5;
 
 /// Which moments are being read.
 #[derive(Default)]
@@ -226,6 +230,7 @@ impl Shared {
             let state = self.store.index().state();
             state.volumes.iter().filter(|(_, v)| !v.deleted).map(|(vol, _)| *vol).collect()
         };
+        self.notice_step(problems)?;
         let now = self.now();
         for vol in &volumes {
             let reading = self.readers.current(*vol);
@@ -238,6 +243,29 @@ impl Shared {
         self.watch_bursts(&volumes, now);
         self.snapshot_completed(problems)?;
         self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems)
+    }
+
+    /// Has a record say at once that the clock was set back, so that ages are reckoned from that moment on.
+    fn notice_step(&self, problems: &mut Vec<String>) -> FsResult<()> {
+        let stands_before = |clock| self.store.index().state().behind(clock) >= STEP_NANOS_MIN;
+        if stands_before(self.now()) && self.store.read_only().is_none() {
+            // A full disk is said elsewhere.
+            match self.store.commit(vec![Edit::Term], None) {
+                Ok(_) | Err(Error::NoSpace(_)) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        let (latest, lsn) = self.store.index().state().latest_clock();
+        let behind = latest.secs.saturating_sub(self.now().secs);
+        if behind > BEHIND_SECS {
+            problems.push(format!(
+                "the clock stands {} before the time of record {lsn}, {}: it was set back, or is wrong; ages and \
+                 times from before are refused where they could mean two states",
+                about_text(behind.unsigned_abs()),
+                rfc3339(latest)
+            ));
+        }
+        Ok(())
     }
 
     fn retention_is_due(&self, vol: VolumeId, now: Timestamp, rounds: &mut Rounds) -> bool {
@@ -256,7 +284,8 @@ impl Shared {
         let volume = state.volumes.get(&vol)?;
         let newest = volume.points.iter().next_back();
         let changed_since = |lsn: Option<Lsn>| lsn.is_none_or(|lsn| volume.changed > lsn);
-        let since_minute = newest.is_none_or(|(_, p)| minute(now) > minute(p.time));
+        // Not "later": the clock may have been set back.
+        let since_minute = newest.is_none_or(|(_, p)| minute(now) != minute(p.time));
         let mark =
             volume.policy.continuous_secs > 0 && since_minute && changed_since(newest.map(|(at, _)| *at));
         let last = volume.snapshots().rev().find(|(_, s)| s.spec.kind == SnapshotKind::Scheduled);

@@ -7,6 +7,7 @@ mod accessed;
 mod basic;
 mod care;
 mod changes;
+mod clock;
 mod excluded;
 mod failing;
 mod gc;
