@@ -136,7 +136,8 @@ fn post(address: &str, message: &Message<'_>) -> Result<(), String> {
     })
 }
 
-fn host_of(address: &str) -> &str {
+/// The host that an address names.
+pub(super) fn host_of(address: &str) -> &str {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
     authority.rsplit('@').next().unwrap_or_default()

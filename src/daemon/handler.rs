@@ -347,7 +347,8 @@ impl ControlHandler for Handler {
                 if !settings.is_empty() {
                     self.admin(caller, "changing a policy")?;
                 }
-                policy::policy(&*self.volume(caller, &target, READ)?, &settings, dry_run)
+                let secrets = caller.is_root_or(self.owner);
+                policy::policy(&*self.volume(caller, &target, READ)?, &settings, dry_run, secrets)
             }
             Request::Restore(request) => self.restore(caller, &request, &mut progress),
             Request::Purge(request) => self.purge(caller, &request, &mut progress),

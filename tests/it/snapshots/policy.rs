@@ -5,6 +5,7 @@ use std::fs;
 
 use serde_json::Value;
 
+use crate::harness::sys::NOBODY;
 use crate::harness::{Mount, Store, args, eventually};
 
 fn show(mount: &Mount) -> Value {
@@ -126,4 +127,25 @@ fn what_is_immutable_outlives_root_and_the_policy() {
     assert!(listed.contains("until "), "{listed}");
     let store = mount.umount();
     store.refused(1, &args!["volume", "delete", store.path(), "main"]);
+}
+
+/// The address of a hook is as good as a password.
+#[test]
+fn only_root_and_the_owner_see_the_address_of_the_web_hook() {
+    let mount = Store::encrypted().mount();
+    std::os::unix::fs::chown(mount.path(), Some(NOBODY), Some(NOBODY)).expect("chown");
+    set(&mount, &["webhook=http://user:pw@127.0.0.1:9/T0/KEY?x=y"]);
+    let address = "http://user:pw@127.0.0.1:9/T0/KEY?x=y";
+    assert_eq!(show(&mount)["webhook"], address);
+    for json in [&[][..], &["--json".into()]] {
+        let shown = args!["policy", "show", mount.path()];
+        let text = mount.store().as_nobody(&[&shown[..], json].concat()).expect_ok();
+        assert!(
+            text.contains("http://127.0.0.1:9/…") && !text.contains("KEY") && !text.contains("pw"),
+            "{text}"
+        );
+        let shown = args!["status", mount.path()];
+        let text = mount.store().as_nobody(&[&shown[..], json].concat()).expect_ok();
+        assert!(!text.contains("KEY"), "{text}");
+    }
 }
