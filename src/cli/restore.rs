@@ -105,7 +105,12 @@ impl Restore {
         match &self.to {
             Some(dest) => match inside(dest)?.filter(|to| same_volume(&from.mount, &to.mount)) {
                 Some(to) => self.ask(&resolved, from, Some(to.place)),
-                None => self.written_out(&resolved, from.place.clone(), &from.mount.node, dest),
+                None => self.written_out(
+                    &resolved,
+                    from.place.clone(),
+                    (&from.mount.store, &from.mount.node),
+                    dest,
+                ),
             },
             None => {
                 // What programs changed through shared mappings belongs to the snapshot that is taken.
@@ -133,7 +138,7 @@ impl Restore {
         &self,
         resolved: &Resolved,
         place: Place,
-        node: &str,
+        (store, node): (&Path, &str),
         dest: &Path,
     ) -> Result<RestoreReport, ControlError> {
         self.refuse_dry_run()?;
@@ -155,7 +160,7 @@ impl Restore {
             lsn: past.lsn,
         };
         let mut display = Display::new();
-        export::from_mount(&past, dest, &what, &mut |news| display.show(&news))
+        export::from_mount(&past, (store, dest), &what, &mut |news| display.show(&news))
     }
 
     fn refuse_dry_run(&self) -> Result<(), ControlError> {
@@ -181,7 +186,7 @@ impl Restore {
             let target = crate::daemon::protocol::Target::Volume { volume: volume.clone() };
             let resolved = resolve::store(&store, target, self.key_file.as_deref())?;
             let place = Place { volume, dir: 1, below: HERE.into() };
-            return self.written_out(&resolved, place, &node.to_string(), dest);
+            return self.written_out(&resolved, place, (&store, &node.to_string()), dest);
         }
         self.refuse_dry_run()?;
         let (at, path) = (self.at.clone(), HERE.into());

@@ -10,6 +10,7 @@ mod xattr;
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,24 @@ fn begin(dest: &Path, what: &Unfinished) -> Result<bool, ControlError> {
     Ok(false)
 }
 
+/// Refuses a destination within the store: what it seals must not lie in it in plain text, and nothing of others'
+/// among its files. By the directories themselves, so that neither links nor `..` nor bind mounts lead there.
+fn refuse_within(store: &Path, dest: &Path) -> Result<(), ControlError> {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let Some(forbidden) = identity(store) else { return Ok(()) };
+    let absolute = std::path::absolute(dest).map_err(|e| failed("looking at", dest, &e))?;
+    // What does not exist yet will be made in the nearest directory that does.
+    let Some(nearest) = absolute.ancestors().find_map(|path| path.canonicalize().ok()) else { return Ok(()) };
+    if nearest.ancestors().any(|dir| identity(dir) == Some(forbidden)) {
+        return Err(ControlError::failed(format!(
+            "{} lies within the store {}; name a place outside of it",
+            dest.display(),
+            store.display()
+        )));
+    }
+    Ok(())
+}
+
 /// Writes a tree out. Failures on single files are in the report; nothing half written has a name.
 fn export(
     source: &dyn Source,
@@ -143,16 +162,17 @@ fn export(
     Ok(report)
 }
 
-/// Writes out what a mount shows at `past`.
+/// Writes out what a mount of `store` shows at `past`.
 ///
 /// # Errors
 /// What keeps the whole from being written; see [`RestoreReport::failed`] for single files.
 pub fn from_mount(
     past: &PastPlace,
-    dest: &Path,
+    (store, dest): (&Path, &Path),
     what: &Unfinished,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RestoreReport, ControlError> {
+    refuse_within(store, dest)?;
     export(&Shown { root: past.source.clone() }, 0, dest, what, progress)
 }
 
@@ -166,6 +186,7 @@ pub fn from_store(
     dest: &Path,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<RestoreReport, ControlError> {
+    refuse_within(store, dest)?;
     let opened = open_store(store, key_file, OpenMode::ReadOnly)?;
     let name = format!("volume {}", what.volume);
     let volume = opened.open(&what.volume).map_err(|e| control_error(&name, e))?;

@@ -176,6 +176,36 @@ fn a_tree_is_written_out_with_and_without_a_mount_and_again_after_an_interruptio
     whole.assert_same(&Tree::read(&alone), Times::All, "after an interruption");
 }
 
+/// What is sealed in the store must not lie beside it in plain text.
+#[test]
+fn nothing_is_written_out_into_the_store() {
+    let (mount, _) = prepared();
+    let home = mount.store().home().to_owned();
+    std::os::unix::fs::symlink(mount.store().path(), home.join("link")).expect("symlink");
+    let name = mount.store().path().file_name().expect("a name").to_owned();
+    let places = [
+        mount.store().path().join("out"),
+        mount.store().path().join("packs/out"),
+        home.join("link/out"),
+        home.join("link"),
+        home.join("link/packs/../out"),
+        home.join("mnt").join("..").join(&name).join("out"),
+    ];
+    let refused = |store: &Store, from: &Path, to: &Path| {
+        let line = store.refused(1, &args!["restore", from, "--at", "good", "--to", to]);
+        assert!(line.contains("lies within the store"), "{line}");
+        assert!(!store.path().join("out").exists() && !store.path().join("packs/out").exists());
+    };
+    for place in &places {
+        refused(mount.store(), mount.path(), place);
+        refused(mount.store(), &mount.path().join("x/setuid"), place);
+        refused(mount.store(), &mount.store().path(), place);
+    }
+    let store = mount.umount();
+    places.iter().for_each(|place| refused(&store, &store.path(), place));
+    fsck(&store);
+}
+
 #[test]
 fn what_is_damaged_is_named_and_everything_else_is_written_out() {
     let mount = Store::init(&args!["--no-encryption"]).mount();
