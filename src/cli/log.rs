@@ -51,7 +51,9 @@ impl Listener for Printer {
                 continue;
             }
             let path = self.path.get_or_insert_with(|| version.path.clone());
-            let renamed = (*path != version.path).then(|| output::escaped(&version.path));
+            // What is listed are the snapshots, where there are any.
+            let listed = version.snapshot_path.as_ref().unwrap_or(&version.path);
+            let renamed = (path != listed).then(|| output::escaped(listed));
             let text = line(&version, renamed.as_deref());
             self.text.extend_from_slice(text.as_bytes());
             self.text.push(b'\n');
@@ -131,6 +133,7 @@ mod tests {
             snapshots: ["a", "b\u{1b}", "c", "d"].map(str::to_owned).to_vec(),
             snapshots_total: 9,
             path: "p".into(),
+            snapshot_path: None,
             kind: NodeKind::File,
         };
         let text = line(&version, Some("old"));

@@ -74,6 +74,7 @@ fn version() -> VersionInfo {
         snapshots: vec!["a name".into()],
         snapshots_total: 1,
         path: "some/path/of/a/file".into(),
+        snapshot_path: None,
         kind: NodeKind::File,
     }
 }

@@ -209,7 +209,8 @@ pub(super) fn log(
             return Ok(false);
         }
         told += 1;
-        bytes += version.path.len() + version.snapshots.iter().map(String::len).sum::<usize>();
+        bytes += version.path.len() + version.snapshot_path.as_ref().map_or(0, Vec::len);
+        bytes += version.snapshots.iter().map(String::len).sum::<usize>();
         part.push(version_info(version));
         if part.len() >= PART_ITEMS || bytes >= PART_BYTES {
             bytes = 0;
@@ -281,6 +282,7 @@ fn version_info(version: FileVersion) -> VersionInfo {
         snapshots: version.snapshots,
         snapshots_total: version.snapshots_total,
         path: path_of(version.path),
+        snapshot_path: version.snapshot_path.map(path_of),
         kind: kind_of(version.kind),
     }
 }

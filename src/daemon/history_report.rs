@@ -132,6 +132,9 @@ pub struct VersionInfo {
     /// Its path at that moment, from the volume's root on.
     #[serde(with = "wire_path")]
     pub path: PathBuf,
+    /// Its path in the newest of the snapshots, where that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "wire_path_option")]
+    pub snapshot_path: Option<PathBuf>,
     /// What it is.
     pub kind: NodeKind,
 }

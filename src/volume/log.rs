@@ -12,8 +12,11 @@ use crate::types::{Ino, Lsn, Timestamp};
 /// A state of a file's content, under one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileVersion {
-    /// The path that it had, from the volume's root on.
+    /// The path that it had at `lsn`, from the volume's root on.
     pub path: Vec<u8>,
+    /// The path that it had in the newest of the snapshots, if it is another one that may be seen: a directory above
+    /// may have had another name then.
+    pub snapshot_path: Option<Vec<u8>>,
     /// What it is.
     pub kind: FileKind,
     /// The inode.
@@ -250,6 +253,7 @@ impl Walk<'_> {
         }
         let version = FileVersion {
             path: spot.path,
+            snapshot_path: None,
             kind: inode.attrs.kind,
             ino: meaning.ino,
             size: inode.attrs.size,
@@ -269,6 +273,11 @@ impl Walk<'_> {
             shown.map(|(at, _)| *at).collect()
         })?;
         let shown = self.volume.reaching(dir, shown)?;
+        if let Some(newest) = shown.last().filter(|_| pending.snapshots_total == 0) {
+            let mut tree = Tree::new(self.volume, *newest, Scope::Dir(Ino::ROOT), self.user).of_known_names();
+            let spot = tree.spot(meaning.place)?.filter(|spot| spot.open);
+            pending.snapshot_path = spot.map(|spot| spot.path).filter(|path| *path != pending.path);
+        }
         self.volume.with_state(|v| {
             for snapshot in shown.iter().rev().filter_map(|at| v.points.get(at)) {
                 pending.snapshots_total += 1;

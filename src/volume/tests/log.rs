@@ -201,6 +201,29 @@ fn a_renamed_file_keeps_its_versions_and_says_what_it_was_called() {
     assert_eq!(found(bench.main(), old).unwrap().len(), 3, "a file in a directory that is gone, too");
 }
 
+/// The last moment that shows a version may give it another path than the snapshot that is listed.
+#[test]
+fn a_version_has_the_path_that_its_newest_snapshot_shows() {
+    let bench = Bench::new(quiet());
+    let dir = bench.make(Ino::ROOT, "dir2", FileKind::Dir);
+    let file = bench.file(dir, "f3");
+    bench.write(file, 0, b"one");
+    bench.snapshot("dA");
+    let rename = |from: (Ino, &[u8]), to: (Ino, &[u8])| {
+        bench.main().rename(from, to, RenameMode::Replace, None).unwrap();
+    };
+    rename((Ino::ROOT, b"dir2"), (Ino::ROOT, b"dir9"));
+    rename((dir, b"f3"), (dir, b"f3n"));
+    let place = bench.main().place_of(Ino::ROOT, &[b"dir9", b"f3n"], None).unwrap();
+    let told = |v: &FileVersion| {
+        let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
+        (text(&v.path), v.snapshot_path.as_deref().map(text), v.snapshots.join(","))
+    };
+    let told: Vec<_> = found(bench.main(), place).unwrap().iter().map(told).collect();
+    assert_eq!(told[0], ("dir9/f3n".into(), None, String::new()));
+    assert_eq!(told[1], ("dir9/f3".into(), Some("dir2/f3".into()), "dA".into()));
+}
+
 #[test]
 fn a_user_is_told_only_the_versions_that_he_could_read() {
     let bench = Bench::new(quiet());
