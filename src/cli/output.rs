@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use crate::daemon::protocol::{ControlError, one_line};
+pub(super) use crate::types::text::bytes_text as bytes;
 
 /// The one line of a failure.
 pub(super) fn error(error: &ControlError) {
@@ -109,25 +110,6 @@ pub(super) fn table<const N: usize>(
         text.push('\n');
     }
     raw(text.as_bytes())
-}
-
-/// A number of bytes in binary units, with three digits.
-pub(super) fn bytes(n: u64) -> String {
-    let mut value = n as f64;
-    let mut unit = "B";
-    for next in ["KiB", "MiB", "GiB", "TiB", "PiB"] {
-        if value < 1000.0 {
-            break;
-        }
-        value /= 1024.0;
-        unit = next;
-    }
-    match value {
-        _ if unit == "B" => format!("{n} B"),
-        v if v < 10.0 => format!("{v:.2} {unit}"),
-        v if v < 100.0 => format!("{v:.1} {unit}"),
-        v => format!("{v:.0} {unit}"),
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod error;
 pub mod ids;
 pub mod limits;
 pub mod point;
+pub mod text;
 pub mod wire;
 
 pub use clock::{Clock, SystemClock, Timestamp};

@@ -214,13 +214,15 @@ impl Volume {
         }
         set.apply(&mut attrs, now);
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() }];
+        let held = if live.committed_size > size { self.inode(None, ino)?.item.data_bytes } else { 0 };
         if live.committed_size > size {
             self.remove_range(ino, size, live.committed_size, live.committed_size, &mut edits)?;
         }
         self.shared.store.defragment(&edits)?;
         let note = |lsn| live.dirty.slots().filter(|s| s.end() > size).for_each(|s| s.note(lsn, 0, size));
         self.shared.store.commit_noted(edits, request, &note)?;
-        let cut = live.committed_size.saturating_sub(size);
+        // At most what held data: the end of a sparse file is no loss.
+        let cut = live.committed_size.saturating_sub(size).min(held);
         self.shared.keeping.alarms.add(self.vol, Kind::OverwrittenBytes, cut);
         live.attrs = attrs;
         live.committed_size = size;

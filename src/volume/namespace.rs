@@ -295,9 +295,10 @@ impl Volume {
         if nlink == 0 {
             edits.push(Edit::Orphan { vol, ino, orphan: true });
         }
+        let held = if nlink == 0 && !directory { Some(self.held_bytes(ino, &live)?) } else { None };
         self.commit(edits, request)?;
-        if nlink == 0 && !directory {
-            self.shared.keeping.alarms.removed(vol, live.attrs.size);
+        if let Some(held) = held {
+            self.shared.keeping.alarms.removed(vol, held);
         }
         dir.attrs = dir_attrs;
         (live.attrs.nlink, live.attrs.ctime) = (nlink, now);

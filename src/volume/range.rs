@@ -142,6 +142,7 @@ impl Volume {
             attrs.size = attrs.size.max(end);
         }
         let mut edits = Vec::new();
+        let held = if clears { self.inode(None, ino)?.item.data_bytes } else { 0 };
         if clears {
             self.remove_range(ino, offset, end, live.committed_size, &mut edits)?;
         }
@@ -150,7 +151,7 @@ impl Volume {
         self.shared.store.defragment(&edits)?;
         self.commit(edits, request)?;
         if clears {
-            let cleared = end.min(live.committed_size).saturating_sub(offset);
+            let cleared = end.min(live.committed_size).saturating_sub(offset).min(held);
             self.shared.keeping.alarms.add(self.vol, Kind::OverwrittenBytes, cleared);
         }
         live.committed_size = attrs.size;

@@ -241,11 +241,12 @@ impl Change<'_> {
         if let Some(ino) = orphan {
             edits.push(Edit::Orphan { vol, ino, orphan: true });
         }
+        let replaced = orphan.and_then(|ino| states.get(&ino).map(|live| (ino, live)));
+        let replaced = replaced.filter(|(_, live)| live.attrs.kind != FileKind::Dir);
+        let held = replaced.map(|(ino, live)| volume.held_bytes(ino, live)).transpose()?;
         volume.commit(edits, request)?;
-        if let Some(replaced) =
-            orphan.and_then(|ino| states.get(&ino)).filter(|l| l.attrs.kind != FileKind::Dir)
-        {
-            volume.shared.keeping.alarms.removed(vol, replaced.attrs.size);
+        if let Some(held) = held {
+            volume.shared.keeping.alarms.removed(vol, held);
         }
         for (ino, live) in &mut states {
             if let Some(mut new) = attrs.remove(ino) {

@@ -7,10 +7,12 @@ use parking_lot::Mutex;
 
 use super::burst::{Burst, Kind, SPAN_SECS, Size, Tally, Watch};
 use crate::store::Store;
+use crate::types::limits::BLOCK_BYTES;
 use crate::types::point::rfc3339;
 use crate::types::wire::{Decoder, Encoder, WireError};
-use crate::types::{Timestamp, VolumeId};
-use crate::volume::{Shared, Volume};
+use crate::types::{Ino, Timestamp, VolumeId};
+use crate::volume::cell::Live;
+use crate::volume::{FsError, FsResult, Shared, Volume};
 
 const VERSION: u8 = 1;
 /// Seconds between two times that what is usual is written down.
@@ -89,7 +91,19 @@ impl Volume {
     }
 }
 
-fn sentence(volume: &str, burst: &Burst) -> String {
+impl Volume {
+    /// Bytes that go with a file that loses its last name: holes hold none. Small files are taken as they are.
+    pub(in crate::volume) fn held_bytes(&self, ino: Ino, live: &Live) -> FsResult<u64> {
+        if live.attrs.size <= BLOCK_BYTES {
+            return Ok(live.attrs.size);
+        }
+        let committed = self.inode(None, ino)?.item.data_bytes;
+        Ok(committed.saturating_add(live.dirty_bytes()).min(live.attrs.size))
+    }
+}
+
+/// `oldest` is the first second that can be read.
+fn sentence(volume: &str, oldest: i64, burst: &Burst) -> String {
     let second = |secs| rfc3339(Timestamp { secs, nanos: 0 });
     format!(
         "volume {volume}: {} within {} minutes, at {}; here up to {} would be nothing unusual; what it was: \
@@ -97,14 +111,17 @@ fn sentence(volume: &str, burst: &Burst) -> String {
         burst.kind.happened(burst.peak),
         SPAN_SECS / 60,
         second(burst.since),
-        burst.limit,
-        second(burst.since.saturating_sub(SPAN_SECS)),
+        burst.kind.amount(burst.limit),
+        second(burst.since.saturating_sub(SPAN_SECS).max(oldest)),
     )
 }
 
 impl Shared {
     /// Compares what happened since the last call with what is usual.
-    pub(super) fn watch_bursts(&self, volumes: &[VolumeId], now: Timestamp) {
+    ///
+    /// # Errors
+    /// From the store.
+    pub(super) fn watch_bursts(&self, volumes: &[VolumeId], now: Timestamp) -> FsResult<()> {
         let alarms = &self.keeping.alarms;
         let mut watches = alarms.watches.lock();
         if !watches.loaded {
@@ -116,22 +133,35 @@ impl Shared {
         let mut alarmed = false;
         for vol in volumes {
             let Some((name, webhook, size)) = self.about(*vol) else { continue };
+            let oldest = self.oldest_second(*vol)?;
             let total = alarms.tally(*vol);
             let (seen, watch) = watches.of.entry(*vol).or_default();
             let happened = total.since(seen);
             *seen = total;
             for burst in watch.observe(now.secs, size, &happened) {
                 alarmed = true;
-                let (volume, webhook, text) = (name.clone(), webhook.clone(), sentence(&name, &burst));
+                let (volume, webhook, text) =
+                    (name.clone(), webhook.clone(), sentence(&name, oldest, &burst));
                 alarms.tell(Alert { volume, webhook, time: now, burst, text });
             }
-            let told: Vec<String> = watch.bursts().map(|burst| sentence(&name, &burst)).collect();
+            let told: Vec<String> = watch.bursts().map(|burst| sentence(&name, oldest, &burst)).collect();
             watches.told.extend(told);
         }
         if alarmed || now.secs.saturating_sub(watches.written).abs() >= WRITE_SECS {
             watches.written = now.secs;
             self.write_down(&watches);
         }
+        Ok(())
+    }
+
+    /// The first whole second that can be read of a volume.
+    fn oldest_second(&self, vol: VolumeId) -> FsResult<i64> {
+        let root = self.store.view(vol, None).inode(Ino::ROOT)?;
+        let state = self.store.index().state();
+        let volume = state.volumes.get(&vol).ok_or(FsError::NotFound)?;
+        let records = volume.floor_time.or(root.map(|root| root.item.attrs.btime));
+        let points = volume.points.values().filter(|p| !p.deleting).map(|p| p.time);
+        Ok(points.chain(records).min().map_or(0, |oldest| oldest.secs.saturating_add(1)))
     }
 
     /// Writes down what is usual, for the next server.

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 
+use crate::types::text::bytes_text;
 use crate::types::wire::{Decoder, Encoder, WireError};
 
 /// Seconds that are counted together.
@@ -71,12 +72,17 @@ impl Kind {
     pub fn happened(self, count: u64) -> String {
         match self {
             Kind::RemovedFiles => format!("{count} files were removed or replaced"),
-            Kind::RemovedBytes => format!("files of {count} bytes were removed or replaced"),
-            Kind::OverwrittenBytes => format!("{count} bytes were written over or cut off"),
+            Kind::RemovedBytes => format!("files of {} were removed or replaced", self.amount(count)),
+            Kind::OverwrittenBytes => format!("{} were written over or cut off", self.amount(count)),
             Kind::ScrambledBytes => {
-                format!("{count} bytes were written over with bytes that look encrypted")
+                format!("{} were written over with bytes that look encrypted", self.amount(count))
             }
         }
+    }
+
+    /// So much of it, for people.
+    pub fn amount(self, count: u64) -> String {
+        if self == Kind::RemovedFiles { format!("{count} files") } else { bytes_text(count) }
     }
 
     /// The hundredths of the volume from which on it may be a burst: once it is known what is usual, and before.

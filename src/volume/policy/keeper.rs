@@ -240,7 +240,7 @@ impl Shared {
                 self.retain(*vol, now, &reading)?;
             }
         }
-        self.watch_bursts(&volumes, now);
+        self.watch_bursts(&volumes, now)?;
         self.snapshot_completed(problems)?;
         self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems)
     }

@@ -5,6 +5,7 @@
 
 mod accessed;
 mod basic;
+mod bursts;
 mod care;
 mod changes;
 mod clock;
