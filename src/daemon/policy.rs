@@ -4,7 +4,7 @@ use super::courier::host_of;
 use super::policy_report::{PolicyInfo, WindowReport};
 use super::protocol::{ControlError, Response};
 use super::rights::control_error;
-use crate::types::Ino;
+use crate::types::{Ino, Timestamp};
 use crate::volume::policy::{Kept, Setting};
 use crate::volume::{FsError, Volume};
 
@@ -12,12 +12,10 @@ use crate::volume::{FsError, Volume};
 pub(super) fn window(volume: &Volume) -> Result<WindowReport, FsError> {
     let Kept { records_since, marks_since, marks, history_since } = volume.kept()?;
     let created = volume.getattr(None, Ino::ROOT)?.attrs.btime;
-    Ok(WindowReport {
-        oldest: history_since.unwrap_or(created),
-        continuous: records_since.unwrap_or(created),
-        minutes: marks_since.into_iter().chain(records_since).min().unwrap_or(created),
-        marks,
-    })
+    // Until the window moves for the first time, every change since the volume was made can be read.
+    let continuous = records_since.unwrap_or(created);
+    let since = |other: Option<Timestamp>| other.map_or(continuous, |other| other.min(continuous));
+    Ok(WindowReport { oldest: since(history_since), continuous, minutes: since(marks_since), marks })
 }
 
 /// `policy show` and, with settings, `policy set`, for a caller who may. An address is as good as a password: whom it

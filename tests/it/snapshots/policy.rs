@@ -149,3 +149,12 @@ fn only_root_and_the_owner_see_the_address_of_the_web_hook() {
         assert!(!text.contains("KEY"), "{text}");
     }
 }
+
+#[test]
+fn the_window_of_a_new_volume_begins_with_the_volume() {
+    let mount = Store::encrypted().mount();
+    fs::write(mount.path().join("f"), b"x").expect("writing");
+    mount.snapshot("a");
+    let kept = show(&mount)["kept"].clone();
+    assert_eq!((&kept["oldest"], &kept["minutes"]), (&kept["continuous"], &kept["continuous"]), "{kept}");
+}
