@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Outcome, output, resolve, unexpected};
+use super::{Outcome, output, resolve, restore, unexpected};
 use crate::daemon::news::Listener;
 use crate::daemon::protocol::{
     Aspect, ChangeInfo, ChangeKind, ControlError, DiffRequest, DiffTotals, NodeKind, Part, Progress, Request,
     Response,
 };
-use crate::types::point::Point;
 
 /// Show what changed between two points: A added, D removed, M modified, R renamed.
 #[derive(Debug, Args)]
@@ -18,11 +17,11 @@ pub(super) struct Diff {
     /// A path inside a mount, or a store directory. Only what lies at or below it is shown.
     path: PathBuf,
     /// The earlier point: a snapshot, @TIME, @AGE (90s, 10m, 2h, 3d) or @lsn:N.
-    #[arg(value_name = "A")]
-    from: Point,
+    #[arg(value_name = "A", value_parser = restore::point)]
+    from: String,
     /// The later point [default: now].
-    #[arg(value_name = "B")]
-    to: Option<Point>,
+    #[arg(value_name = "B", value_parser = restore::point)]
+    to: Option<String>,
     /// Only print how many.
     #[arg(long)]
     summary: bool,
@@ -64,7 +63,8 @@ impl Listener for Printer {
 impl Diff {
     pub(super) fn run(self) -> Outcome {
         let (resolved, path) = resolve::named(&self.path, self.volume.as_deref(), self.key_file.as_deref())?;
-        let (from, to) = (self.from.to_string(), self.to.as_ref().map(ToString::to_string));
+        // As they were typed, since messages name them.
+        let (from, to) = (self.from.clone(), self.to.clone());
         let target = resolved.target.clone();
         let request = Request::Diff(DiffRequest { target, path, from, to, summary: self.summary });
         let mut printer = Printer { json: self.json, text: Vec::new() };

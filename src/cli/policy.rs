@@ -18,7 +18,10 @@ Settings:
   history-max=20%       what history may take of the filesystem, or a size such as 500G; the oldest goes first
   free-min=10%          what is to stay free, or a size; the oldest history goes first
   on-close='ckpt/{run}/**/*.safetensors'
-                        each completed version of such a file gets a snapshot, tagged with its path and with run=...;
+                        a snapshot when such a file is complete (closed, or renamed into place), tagged with its path and
+                        with run=...; what is completed within a second of each other, 10 seconds at most, is one
+                        moment: versions that follow so soon become one snapshot, of the last, and several files of
+                        one directory become one, tagged with the path of the directory;
                         may be given more than once; on-close= takes all away
   exclude='scratch/**' exclude='**/*.tmp'
                         what is made under such a path, or below a directory that has one, gets no history: no snapshot

@@ -52,6 +52,9 @@ impl Purge {
                 output::line(&line)?;
             }
         }
+        if report.dry_run && !report.refused.is_empty() {
+            return Err(ControlError::failed("it would be refused"));
+        }
         if report.bytes_go_when.is_empty() {
             return output::done();
         }

@@ -46,7 +46,8 @@ pub(super) struct Restore {
     json: bool,
 }
 
-fn point(text: &str) -> Result<String, String> {
+/// A point, as it was typed.
+pub(super) fn point(text: &str) -> Result<String, String> {
     Point::from_str(text).map(|_| text.to_owned()).map_err(|e| e.to_string())
 }
 

@@ -127,6 +127,7 @@ impl Handler {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| control_error("volume", e))?;
         let what = format!("snapshot {}", create.name.as_deref().unwrap_or("of now"));
+        let (name, all_volumes) = (create.name.clone(), create.all_volumes);
         let create = volume::SnapshotCreate {
             name: create.name,
             tags: create.tags.into_iter().collect(),
@@ -134,7 +135,16 @@ impl Handler {
             kind: SnapshotKind::Manual,
             request: None,
         };
-        let row = self.volumes.snapshot(&ids, &create).map_err(|e| control_error(&what, e))?;
+        let row = self.volumes.snapshot(&ids, &create).map_err(|e| match (e, &name) {
+            (volume::FsError::Exists, Some(name)) if all_volumes => {
+                let has = |volume: &&String| {
+                    self.volumes.open(volume).is_ok_and(|volume| volume.snapshot_named(name).is_ok())
+                };
+                let volumes: Vec<&str> = names.iter().filter(has).map(String::as_str).collect();
+                ControlError::failed(format!("{what} exists already, in volume {}", volumes.join(", ")))
+            }
+            (e, _) => control_error(&what, e),
+        })?;
         Ok(Response::SnapshotCreated(SnapshotCreated {
             name: row.spec.name,
             time: row.time,

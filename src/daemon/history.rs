@@ -127,11 +127,8 @@ pub(super) fn diff(
 ) -> Outcome {
     let subject = subject(open, caller, &request.target, request.path.as_deref())?;
     let failed = |e| control_error(&format!("comparing {}", subject.shown()), e);
-    let scope = if subject.names.is_empty() {
-        Scope::Dir(subject.dir)
-    } else {
-        Scope::Name(subject.place().map_err(failed)?)
-    };
+    let place = if subject.names.is_empty() { None } else { Some(subject.place().map_err(failed)?) };
+    let scope = place.map_or(Scope::Dir(subject.dir), Scope::Name);
     let _turn = open.turns.take(subject.user.as_ref())?;
     let mut tries = 0;
     let (from, to, changes) = loop {
@@ -153,6 +150,13 @@ pub(super) fn diff(
             result => break (from, to, result.map_err(failed)?),
         }
     };
+    if let Some(place) = place.filter(|_| changes.is_empty()) {
+        let is_at = |at| subject.volume.is_named(place, at).map_err(failed);
+        if !is_at(from)? && !is_at(to)? {
+            let shown = subject.shown();
+            return Err(ControlError::failed(format!("{shown}: nothing has that name at either point")));
+        }
+    }
     let mut totals = DiffTotals { from_lsn: from.0, to_lsn: to.0, ..DiffTotals::default() };
     let mut part = Vec::new();
     let mut bytes = 0;

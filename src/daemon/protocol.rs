@@ -121,7 +121,14 @@ impl From<types::Error> for ControlError {
             types::Error::WrongKey { .. } => Kind::WrongKey,
             _ => Kind::Failed,
         };
-        ControlError::new(kind, error.to_string())
+        match &error {
+            // Nobody wants a store made of what is no directory.
+            types::Error::NoStore(path) if !path.is_dir() => {
+                let text = format!("{} is neither in a mount of rewindfs nor a store", path.display());
+                ControlError::new(kind, text)
+            }
+            _ => ControlError::new(kind, error.to_string()),
+        }
     }
 }
 
@@ -338,7 +345,7 @@ impl Request {
     /// the control server before the handler sees a request.
     pub fn check(&self) -> Result<(), ControlError> {
         let name_ok = |name: &str| {
-            types::point::check_name(name).map_err(|e| ControlError::usage(format!("name {name:?} {e}")))
+            types::point::check_new_name(name).map_err(|e| ControlError::usage(format!("name {name:?} {e}")))
         };
         match self {
             Request::VolumeCreate { name } => name_ok(name),

@@ -65,6 +65,10 @@ pub(super) fn point(volume: &Volume, text: &str) -> Result<Lsn, ControlError> {
     })
 }
 
+fn taken(to: &str) -> ControlError {
+    ControlError::failed(format!("{to}: it exists already; give a new name"))
+}
+
 impl Handler {
     /// The volume of a place whose directory the caller could reach, and the names that lead to it now.
     pub(super) fn open_place(
@@ -132,7 +136,10 @@ impl Handler {
         let Restored { snapshot, counts, touched } = self
             .volumes
             .restore(&volume, &restore, request.dry_run, &mut told)
-            .map_err(|e| control_error(&what, e))?;
+            .map_err(|e| match (e, &shown_to) {
+                (FsError::Exists, Some(to)) => taken(to),
+                (e, _) => control_error(&what, e),
+            })?;
         let snapshot = snapshot.map(|row| row.spec.name);
         mounts.tell(volume.id(), &touched).map_err(|e| {
             let before = snapshot.as_deref().map_or(String::new(), |s| format!(" (before it: snapshot {s})"));
@@ -171,9 +178,7 @@ impl Handler {
         }
         let shown = join(&path);
         let mut below = names(&to.below)?;
-        let name = below.pop().ok_or_else(|| {
-            ControlError::failed(format!("{}: it exists already; give a new name", shown.display()))
-        })?;
+        let name = below.pop().ok_or_else(|| taken(&shown.display().to_string()))?;
         let dir = Ino(to.dir);
         let is_dir = volume.getattr(None, dir).is_ok_and(|attr| attr.attrs.kind == FileKind::Dir);
         if !below.is_empty() || !is_dir {

@@ -37,6 +37,9 @@ pub enum PointError {
     /// A name with a slash or a NUL byte.
     #[error("must not contain '/' or a NUL byte")]
     Slash,
+    /// A new name that nobody could read or type.
+    #[error("must not be blank, nor contain control characters")]
+    Unseen,
     /// A name that would look like a point or be hidden.
     #[error("must not start with '@' or '.'")]
     Start,
@@ -58,6 +61,13 @@ pub fn check_name(name: &str) -> Result<(), PointError> {
         bytes if bytes.iter().any(|b| matches!(b, b'/' | 0)) => Err(PointError::Slash),
         _ => Ok(()),
     }
+}
+
+/// As [`check_name`], for a name that is to be given: also something to see, and on one line.
+pub fn check_new_name(name: &str) -> Result<(), PointError> {
+    check_name(name)?;
+    let unseen = name.chars().all(char::is_whitespace) || name.chars().any(char::is_control);
+    if unseen { Err(PointError::Unseen) } else { Ok(()) }
 }
 
 impl FromStr for Point {
@@ -86,7 +96,7 @@ impl fmt::Display for Point {
         match self {
             Point::Name(name) => f.write_str(name),
             Point::Time(time) => write!(f, "@{}", rfc3339(*time)),
-            Point::Ago(age) => write!(f, "@{}s", age.as_secs()),
+            Point::Ago(age) => write!(f, "@{}", age_text(age.as_secs())),
             Point::Lsn(lsn) => write!(f, "@lsn:{lsn}"),
         }
     }
@@ -207,6 +217,17 @@ mod tests {
         assert_eq!(time("@1970-01-01T00:00:01.5Z"), Timestamp { secs: 1, nanos: 500_000_000 });
         assert_eq!(time("@1970-01-01T02:00:00+02:00"), Timestamp::default());
         assert_eq!(time("@1969-12-31T23:59:59.25Z"), Timestamp { secs: -1, nanos: 250_000_000 });
+    }
+
+    #[test]
+    fn new_names_can_be_seen() {
+        for name in [" ", "\u{a0}\t", "a\nb", "a\u{7f}", "\u{85}"] {
+            assert_eq!(check_new_name(name), Err(PointError::Unseen), "{name:?}");
+            assert_eq!(check_name(name), Ok(()), "one that is there can be named: {name:?}");
+        }
+        assert_eq!(check_new_name(" a b "), Ok(()));
+        assert_eq!(check_new_name("@x"), Err(PointError::Start));
+        assert_eq!("@1w".parse::<Point>().map(|point| point.to_string()), Ok("@7d".into()));
     }
 
     #[test]

@@ -109,6 +109,14 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether something has that name at a point.
+    ///
+    /// # Errors
+    /// From the store.
+    pub fn is_named(&self, place: Place, at: Lsn) -> FsResult<bool> {
+        Ok(self.view(Some(at)).dirent(place.0, &place.1)?.is_some())
+    }
+
     /// What a name meant last before the record `before`.
     pub(super) fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
         let mut found = None;

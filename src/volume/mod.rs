@@ -286,8 +286,9 @@ impl Volumes {
     /// # Errors
     /// [`FsError::Exists`], [`FsError::Invalid`] for a bad name.
     pub fn create(&self, name: &str, owner: (u32, u32)) -> FsResult<()> {
-        if crate::types::point::check_name(name).is_err() {
-            return Err(FsError::Invalid("not a volume name: 1-128 bytes, no /, not starting with @ or ."));
+        if crate::types::point::check_new_name(name).is_err() {
+            let text = "not a volume name: 1-128 bytes that can be seen, no /, not starting with @ or .";
+            return Err(FsError::Invalid(text));
         }
         let _admin = self.shared.admin.lock();
         let store = &self.shared.store;

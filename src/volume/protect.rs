@@ -25,7 +25,7 @@ pub(super) fn check_may_go<'a>(
             format!("snapshot {}", point.spec.name)
         };
         if point.spec.hold {
-            return Err(FsError::Held(format!("{name} is held; release it first")));
+            return Err(FsError::Held(format!("{name} is held (release it first)")));
         }
         if let Some(until) = immutable_until(volume, point, now) {
             return Err(FsError::Held(format!("{name} is immutable until {}", rfc3339(until))));

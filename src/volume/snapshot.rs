@@ -7,7 +7,7 @@ use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
 use crate::store::index::steps::STEP_NANOS_MIN;
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
 use crate::types::limits::{POINTS_MAX, SNAPSHOT_VIEW_MAX, TAG_BYTES_MAX, TAGS_MAX};
-use crate::types::point::{Point, check_name, default_snapshot_name, rfc3339, scheduled_snapshot_name};
+use crate::types::point::{Point, check_new_name, default_snapshot_name, rfc3339, scheduled_snapshot_name};
 use crate::types::{Ino, Lsn, Timestamp, VolumeId};
 
 /// Dirty bytes that a barrier leaves to be committed while everybody waits.
@@ -70,8 +70,10 @@ impl Shared {
         if let Some(reason) = self.store.read_only() {
             return Err(crate::types::Error::ReadOnly(reason).into());
         }
-        if create.name.as_deref().is_some_and(|name| check_name(name).is_err()) {
-            return Err(FsError::Invalid("not a snapshot name: 1-128 bytes, no /, not starting with @ or ."));
+        if create.name.as_deref().is_some_and(|name| check_new_name(name).is_err()) {
+            return Err(FsError::Invalid(
+                "not a snapshot name: 1-128 bytes that can be seen, no /, not starting with @ or .",
+            ));
         }
         if create.tags.len() > TAGS_MAX
             || create.tags.iter().any(|(k, v)| k.is_empty() || k.len() + v.len() > TAG_BYTES_MAX)

@@ -141,6 +141,10 @@ fn export(
         if fs::symlink_metadata(dest).is_ok() {
             return Err(ControlError::failed(format!("{} exists already", dest.display())));
         }
+        let dir = dest.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !dir.is_dir() {
+            return Err(ControlError::failed(format!("{}: its directory does not exist", dest.display())));
+        }
         let mut name = dest.file_name().unwrap_or_default().to_owned();
         name.push(".rewindfs-part");
         Writer::new(source, dest, dest.with_file_name(name), false, &mut report, progress)

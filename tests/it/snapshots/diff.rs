@@ -200,6 +200,9 @@ fn what_cannot_be_compared_is_refused_in_one_line() {
     store.refused(1, &args!["diff", mount.path(), "a", "@lsn:99999999"]);
     store.refused(2, &args!["diff", mount.path(), "@soon"]);
     assert!(store.refused(1, &args!["diff", mount.path().join("never/was"), "a"]).contains("never/was"));
-    store.refused(10, &args!["diff", store.home().join("nothing"), "a"]);
+    assert!(store.refused(1, &args!["diff", mount.path().join("never"), "a"]).contains("at either point"));
+    assert!(store.refused(1, &args!["diff", mount.path(), "@1w"]).contains("@1w"));
+    let line = store.refused(10, &args!["diff", store.home().join("nothing"), "a"]);
+    assert!(line.contains("neither in a mount of rewindfs nor a store"), "{line}");
     store.refused(2, &args!["diff", mount.path().join("f"), "a", "--volume", "main"]);
 }

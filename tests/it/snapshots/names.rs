@@ -8,8 +8,8 @@ use crate::harness::sys::{NOBODY, as_user, chmod, mkdir, names};
 use crate::harness::{Mount, Store, args};
 
 /// Names that CLI.md rules out.
-fn bad_names() -> [String; 5] {
-    ["@x".into(), ".x".into(), "..".into(), "a/b".into(), "n".repeat(129)]
+fn bad_names() -> [String; 7] {
+    ["@x".into(), ".x".into(), "..".into(), "a/b".into(), "n".repeat(129), " ".into(), "a\nb".into()]
 }
 
 fn listed(mount: &Mount, name: &str) -> Value {

@@ -185,10 +185,11 @@ fn what_must_not_be_purged_is_refused_with_the_reason_and_stays() {
     let usage = mount.store().refused(2, &args!["purge", file]);
     assert!(usage.contains("--all-history"), "{usage}");
     assert!(refused(&mount, 1, "f").contains("snapshot kept is held"));
-    let dry = purge(&mount, "f", &args!["--dry-run"]);
+    let dry = mount.store().cli(&args!["purge", file, "--all-history", "--dry-run"]);
+    assert_eq!(dry.code, 1, "{dry:?}");
     assert!(
-        dry["refused"][0].as_str().is_some_and(|reason| reason.contains("snapshot kept is held")),
-        "{dry}"
+        dry.stdout.contains("would be refused: snapshot kept is held (release it first), and shows it"),
+        "{dry:?}"
     );
     stays();
     assert!(refused(&mount, 2, "dir").contains("is a directory"));

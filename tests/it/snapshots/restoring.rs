@@ -207,6 +207,19 @@ fn nothing_is_written_out_into_the_store() {
 }
 
 #[test]
+fn a_destination_that_cannot_be_is_named() {
+    let (mount, _) = prepared();
+    let refused = |to: &Path| {
+        let from = mount.path().join("x/setuid");
+        mount.store().refused(1, &args!["restore", from, "--at", "good", "--to", to])
+    };
+    let missing = mount.store().home().join("none/dir/f");
+    assert!(refused(&missing).contains("none/dir/f: its directory does not exist"));
+    fs::write(mount.path().join("there"), b"x").expect("writing");
+    assert!(refused(&mount.path().join("there")).contains("there: it exists already; give a new name"));
+}
+
+#[test]
 fn what_is_damaged_is_named_and_everything_else_is_written_out() {
     let mount = Store::init(&args!["--no-encryption"]).mount();
     let mut rng = Rng::printed();

@@ -100,3 +100,13 @@ fn bad_volume_names_are_refused() {
     }
     assert_eq!(volumes(&store), set(&["main"]));
 }
+
+#[test]
+fn a_name_that_one_volume_has_already_is_refused_with_that_volume() {
+    let mount = Store::encrypted().mount();
+    let store = mount.store();
+    store.ok(&args!["volume", "create", store.path(), "second"]);
+    store.ok(&args!["snapshot", "create", store.path(), "taken", "--volume", "second"]);
+    let line = store.refused(1, &args!["snapshot", "create", mount.path(), "taken", "--all-volumes"]);
+    assert!(line.contains("taken") && line.contains("in volume second"), "{line}");
+}
