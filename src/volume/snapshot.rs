@@ -293,7 +293,7 @@ impl Volume {
         }
         let (meaning, behind, last) = {
             let state = self.shared.store.index().state();
-            (state.meaning(time), state.behind(now), (state.applied, state.clock()))
+            (state.meaning(time, now), state.behind(now), (state.applied, state.clock()))
         };
         if behind >= STEP_NANOS_MIN {
             return Err(FsError::NoSuchPoint(format!(
@@ -309,8 +309,8 @@ impl Volume {
             if told != passed {
                 let named = |at: Option<Lsn>| at.map_or("nothing".to_owned(), |at| format!("@lsn:{at}"));
                 return Err(FsError::NoSuchPoint(format!(
-                    "{moment} lies before {}, to which the clock was set back: by the clock of then it means {}, by \
-                     the time that passed {}; name what you mean, or a snapshot",
+                    "since {moment} the clock was set back, to {}: by the clock of then it means {}, by the time that \
+                     passed {}; name what you mean, or a snapshot",
                     rfc3339(step.set_to),
                     named(told),
                     named(passed)

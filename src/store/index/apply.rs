@@ -2,8 +2,7 @@
 //! function runs over the same records and gives the same index (locations and counts of chunks apart).
 
 use super::keys::{self, Family, meta};
-use super::rows::{Snapshot, Step, Stored, Volume};
-use super::steps::STEP_NANOS_MIN;
+use super::rows::{Snapshot, Stored, Volume};
 use super::txn::{Locate, Txn};
 use super::{HEADS, HISTORY, Index, damaged};
 use crate::store::model::{Attrs, Edit, Inode, Policy, Record, SnapshotSpec};
@@ -63,8 +62,7 @@ impl Index {
 impl Txn<'_> {
     /// The time of this record that never runs backwards. A step back of the clock is noted.
     pub(super) fn time(&mut self, clock: Timestamp) -> Result<Timestamp> {
-        if self.state.applied > Lsn::ZERO && self.state.behind(clock) >= STEP_NANOS_MIN {
-            let step = Step { lsn: self.lsn, at: self.state.time, set_to: clock };
+        if let Some(step) = self.state.step_at(clock) {
             self.put_row(meta::step(step.lsn), step.encode())?;
             self.state.steps.push(step);
             if self.state.steps.len() > STEPS_MAX {

@@ -225,12 +225,14 @@ pub struct PackStat {
     pub live_bytes: u64,
 }
 
-/// One step back of the clock.
+/// A step back of the clock, or the end of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// The first record behind it.
     pub lsn: Lsn,
-    /// When it happened, in the time that never runs backwards.
+    /// The time of the record before it, which never runs backwards.
+    pub last: Timestamp,
+    /// Its own.
     pub at: Timestamp,
     /// What the clock said then.
     pub set_to: Timestamp,
@@ -238,8 +240,8 @@ pub struct Step {
 
 impl Step {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut e = Encoder::with_capacity(24);
-        for time in [self.at, self.set_to] {
+        let mut e = Encoder::with_capacity(36);
+        for time in [self.last, self.at, self.set_to] {
             e.i64(time.secs).u32(time.nanos);
         }
         e.finish()
@@ -248,7 +250,7 @@ impl Step {
     pub(super) fn decode(lsn: Lsn, row: &[u8]) -> Result<Step, WireError> {
         let mut d = Decoder::new(row);
         let mut time = || Ok(Timestamp { secs: d.i64()?, nanos: d.u32()? });
-        let step = Step { lsn, at: time()?, set_to: time()? };
+        let step = Step { lsn, last: time()?, at: time()?, set_to: time()? };
         d.end()?;
         Ok(step)
     }

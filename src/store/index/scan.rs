@@ -217,7 +217,10 @@ impl Index {
 
     /// The last record committed before the clock last said `moment`; zero when there is none.
     pub fn lsn_at(&self, moment: Timestamp) -> Result<Lsn> {
-        let told = self.state().meaning(moment).told;
+        let told = {
+            let state = self.state();
+            state.meaning(moment, state.clock().max(moment)).told
+        };
         self.lsn_before(told)
     }
 

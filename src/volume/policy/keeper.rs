@@ -35,6 +35,8 @@ const JUMP_SECS: i64 = 300;
 const JUMP_PAUSE: Duration = Duration::from_secs(3600);
 /// Seconds by which the clock may stand before the latest record without that being told.
 const BEHIND_SECS: i64 = 5;
+/// For how long it is told.
+const BEHIND_TOLD_SECS: i64 = 24 * 3600;
 
 /// Which moments are being read.
 #[derive(Default)]
@@ -255,9 +257,16 @@ impl Shared {
                 Err(e) => return Err(e.into()),
             }
         }
-        let (latest, lsn) = self.store.index().state().latest_clock();
-        let behind = latest.secs.saturating_sub(self.now().secs);
-        if behind > BEHIND_SECS {
+        let (latest, lsn, since) = {
+            let state = self.store.index().state();
+            let (latest, lsn) = state.latest_clock();
+            (latest, lsn, state.steps.last().map(|step| step.set_to))
+        };
+        let now = self.now();
+        let behind = latest.secs.saturating_sub(now.secs);
+        // Not until it has caught up: that may be years.
+        let told = since.is_none_or(|since| now.secs.saturating_sub(since.secs) < BEHIND_TOLD_SECS);
+        if behind > BEHIND_SECS && told {
             problems.push(format!(
                 "the clock stands {} before the time of record {lsn}, {}: it was set back, or is wrong; ages and \
                  times from before are refused where they could mean two states",

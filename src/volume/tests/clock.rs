@@ -90,7 +90,38 @@ fn a_clock_that_is_set_back_never_makes_a_moment_mean_another_state() {
     assert_eq!(ago(&bench, 30).unwrap(), later);
     assert!((new..later).contains(&ago(&bench, 3 * 3600).unwrap()));
     assert!(!bench.main().is_readable(wrong), "four hours are kept");
+    let tells = || keep(&bench, &mut Rounds::default()).iter().any(|p| p.contains("the clock stands"));
+    assert!(tells());
+    pass(&bench, 20 * HOUR);
+    assert!(!tells(), "for a day");
     bench.fsck();
+}
+
+/// A machine without a battery for its clock starts in 1970, and is told the time soon after.
+#[test]
+fn a_clock_that_is_wrong_only_at_the_start_changes_no_moment() {
+    let mut bench = Bench::new(Config { window_seconds: 4 * HOUR as u64, ..quiet() });
+    let file = bench.file(Ino::ROOT, "f");
+    let old = write(&bench, file, 1);
+    pass(&bench, HOUR);
+    write(&bench, file, 2);
+    pass(&bench, HOUR);
+    let away = bench.clock.now().secs - 100;
+    pass(&bench, -away);
+    bench.crash();
+    pass(&bench, 20);
+    let at_the_start = write(&bench, file, 3);
+    pass(&bench, 10);
+    assert_eq!(ago(&bench, 5).unwrap(), at_the_start);
+    pass(&bench, away);
+    for _ in 0..2 {
+        assert_eq!(ago(&bench, 5400).unwrap(), old);
+        let new = write(&bench, file, 4);
+        pass(&bench, 2);
+        assert_eq!(ago(&bench, 1).unwrap(), new);
+        assert!(!keep(&bench, &mut Rounds::default()).iter().any(|p| p.contains("the clock stands")));
+        bench.crash();
+    }
 }
 
 /// What lies before the window is found by the points' times, which do run backwards.
