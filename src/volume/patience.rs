@@ -10,18 +10,24 @@ use crate::types::Error;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// … and a name, for which a thread waits that others may need.
 const PATIENCE_OF_NAMES: Duration = Duration::from_secs(5);
+/// How long the keeper may take to look at the disk.
+const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(2);
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(10);
 
 impl Shared {
     /// Before data is taken from a program.
     pub(super) fn wait_for_room(&self) {
+        if self.store.is_full() {
+            self.have_a_look();
+        }
         self.wait_until(PATIENCE, || !self.store.is_tight());
     }
 
     /// Before a name is given: it takes so little that only on a disk that is full to the end it would be refused.
     pub(super) fn wait_for_room_for_names(&self) {
-        if self.store.is_tight() {
+        if self.store.is_full() {
+            self.have_a_look();
             self.wait_until(PATIENCE_OF_NAMES, || !(self.store.is_tight() && self.store.is_full()));
         }
     }
@@ -31,16 +37,25 @@ impl Shared {
         let since = Instant::now();
         loop {
             match run() {
-                Err(FsError::Store(Error::NoSpace(_)))
-                    if self.store.is_tight() && since.elapsed() < PATIENCE =>
-                {
-                    // The keeper looks at the disk at once.
-                    self.keeping.wake();
-                    std::thread::sleep(LOOK);
+                Err(FsError::Store(Error::NoSpace(what))) if since.elapsed() < PATIENCE => {
+                    self.have_a_look();
+                    if !self.store.is_tight() {
+                        return Err(Error::NoSpace(what).into());
+                    }
                     self.wait_until(PATIENCE, || !self.store.is_tight());
                 }
                 result => return result,
             }
+        }
+    }
+
+    /// Has the keeper look at the full disk before anybody is told that it is full: what it saw last may be long ago for
+    /// a fast writer.
+    fn have_a_look(&self) {
+        let before = self.keeping.looks();
+        if before > 0 {
+            self.keeping.wake();
+            self.wait_until(PATIENCE_FOR_A_LOOK, || self.keeping.looks() > before);
         }
     }
 

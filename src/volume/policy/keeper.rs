@@ -1,6 +1,7 @@
 //! The thread that does what policies say: marks, schedules, retention, limits of space.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -73,6 +74,8 @@ pub(in crate::volume) struct Keeping {
     pub(super) completed: Completed,
     pub(in crate::volume) alarms: Alarms,
     wake: (Mutex<()>, Condvar),
+    /// How often the disk was looked at.
+    pub(super) looks: AtomicU64,
 }
 
 impl Keeping {
@@ -83,6 +86,11 @@ impl Keeping {
     }
 
     /// Has the next round begin soon.
+    /// How often the disk was looked at: a keeper looks at a full one in each of its rounds.
+    pub(in crate::volume) fn looks(&self) -> u64 {
+        self.looks.load(Ordering::Acquire)
+    }
+
     pub(in crate::volume) fn wake(&self) {
         self.wake.1.notify_all();
     }

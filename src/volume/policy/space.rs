@@ -1,5 +1,6 @@
 //! History within its limits: the oldest goes first, so that programs never meet a disk that history filled.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::store::Pressure;
@@ -91,6 +92,7 @@ impl Shared {
         if shortage.next_look.is_none_or(|at| Instant::now() >= at) || self.store.is_full() {
             shortage.told.clear();
             self.look_at_space(volumes, now, shortage)?;
+            self.keeping.looks.fetch_add(1, Ordering::Release);
             let pause = if shortage.is_pressed() { LOOK_PRESSED } else { LOOK };
             shortage.next_look = Some(Instant::now() + pause);
         }
@@ -168,7 +170,11 @@ impl Shared {
         state.missing = pressed - free;
         let yields = now.duration_since(state.progress) < STANDSTILL
             && (bytes > 0 || self.dead_bytes(usage)? >= self.store.pack_bytes_max() / DEAD_PART);
-        self.store.press(Pressure { yields, tight: yields && free < tight, spared: state.spared });
+        self.store.press(Pressure {
+            yields,
+            tight: yields && (free < tight || self.store.is_full()),
+            spared: state.spared,
+        });
         Ok(())
     }
 
