@@ -274,10 +274,10 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`]: the checkpoints are as before.
     pub fn checkpoint(&self) -> Result<()> {
-        self.make_checkpoint(self.index.unwritten_bytes() > self.unwritten_bytes_max())
+        self.make_checkpoint(false)
     }
 
-    /// As [`Store::checkpoint`]; if it is `urgent`, with what is kept back.
+    /// As [`Store::checkpoint`]; if it is `urgent`, in any case with what is kept back.
     pub(super) fn make_checkpoint(&self, urgent: bool) -> Result<()> {
         let _one = self.care.checkpointing.lock();
         let at = self.flush(urgent)?;

@@ -338,13 +338,15 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`]: nothing is lost, it can be tried again.
     pub fn flush_index(&self) -> Result<Lsn> {
-        self.flush(self.index.unwritten_bytes() > self.unwritten_bytes_max())
+        self.flush(false)
     }
 
-    /// As [`Store::flush_index`]; if it is `urgent`, with what is kept back.
+    /// As [`Store::flush_index`]; if it is `urgent`, in any case with what is kept back.
     fn flush(&self, urgent: bool) -> Result<Lsn> {
         // RocksDB stops when it runs out of room in the middle: it is not even asked without.
-        let needed = self.index.unwritten_bytes().saturating_add(FLUSH_SPARE_BYTES);
+        let unwritten = self.index.unwritten_bytes();
+        let needed = unwritten.saturating_add(FLUSH_SPARE_BYTES);
+        let urgent = urgent || unwritten > self.unwritten_bytes_max();
         let room = if urgent { self.room.make(needed) } else { self.room.spare(needed) };
         room.inspect_err(|_| self.care.starve(true))?;
         // Most of the sync happens before the lock, so that writers wait only for the rest.

@@ -214,8 +214,9 @@ impl Volume {
         }
         set.apply(&mut attrs, now);
         let mut edits = vec![Edit::PutInode { vol: self.vol, ino, attrs: attrs.clone() }];
-        let held = if live.committed_size > size { self.inode(None, ino)?.item.data_bytes } else { 0 };
+        let mut held = 0;
         if live.committed_size > size {
+            held = self.inode(None, ino)?.item.data_bytes;
             self.remove_range(ino, size, live.committed_size, live.committed_size, &mut edits)?;
         }
         self.shared.store.defragment(&edits)?;

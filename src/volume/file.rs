@@ -81,7 +81,8 @@ impl Volume {
     /// Whether a write of `len` bytes would have to wait for sealing or for room on the disk; then it belongs on a
     /// thread that may wait.
     pub fn write_would_wait(&self, len: usize) -> bool {
-        self.shared.store.is_tight() || self.shared.budget.is_full(len as u64)
+        let store = &self.shared.store;
+        store.is_tight() || store.is_full() || self.shared.budget.is_full(len as u64)
     }
 
     /// Writes `data` at `offset`. When this returns every reader sees it; it is committed by age, by

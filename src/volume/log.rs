@@ -117,6 +117,12 @@ impl Volume {
         Ok(self.view(Some(at)).dirent(place.0, &place.1)?.is_some())
     }
 
+    /// The path of a name at a point, if it may be seen there.
+    fn path_at(&self, place: Place, at: Lsn, user: Option<&User>) -> FsResult<Option<Vec<u8>>> {
+        let mut tree = Tree::new(self, at, Scope::Dir(Ino::ROOT), user).of_known_names();
+        Ok(tree.spot(place)?.filter(|spot| spot.open).map(|spot| spot.path))
+    }
+
     /// What a name meant last before the record `before`.
     pub(super) fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
         let mut found = None;
@@ -252,15 +258,14 @@ impl Walk<'_> {
     fn meet(&mut self, meaning: Meaning, inode: &Inode, since: Lsn, end: Lsn) -> FsResult<()> {
         let (dir, _) = meaning.place;
         let Some(lsn) = self.volume.newest_reaching(dir, since, end)? else { return Ok(()) };
-        let mut tree = Tree::new(self.volume, lsn, Scope::Dir(Ino::ROOT), self.user).of_known_names();
-        let Some(spot) = tree.spot(meaning.place)?.filter(|spot| spot.open) else { return Ok(()) };
+        let Some(path) = self.volume.path_at(meaning.place, lsn, self.user)? else { return Ok(()) };
         if let Some(user) = self.user
             && self.volume.granted(Some(lsn), meaning.ino, &inode.attrs, user)? & READ == 0
         {
             return Ok(());
         }
         let version = FileVersion {
-            path: spot.path,
+            path,
             snapshot_path: None,
             kind: inode.attrs.kind,
             ino: meaning.ino,
@@ -282,9 +287,8 @@ impl Walk<'_> {
         })?;
         let shown = self.volume.reaching(dir, shown)?;
         if let Some(newest) = shown.last().filter(|_| pending.snapshots_total == 0) {
-            let mut tree = Tree::new(self.volume, *newest, Scope::Dir(Ino::ROOT), self.user).of_known_names();
-            let spot = tree.spot(meaning.place)?.filter(|spot| spot.open);
-            pending.snapshot_path = spot.map(|spot| spot.path).filter(|path| *path != pending.path);
+            let path = self.volume.path_at(meaning.place, *newest, self.user)?;
+            pending.snapshot_path = path.filter(|path| *path != pending.path);
         }
         self.volume.with_state(|v| {
             for snapshot in shown.iter().rev().filter_map(|at| v.points.get(at)) {

@@ -142,8 +142,9 @@ impl Volume {
             attrs.size = attrs.size.max(end);
         }
         let mut edits = Vec::new();
-        let held = if clears { self.inode(None, ino)?.item.data_bytes } else { 0 };
+        let mut held = 0;
         if clears {
+            held = self.inode(None, ino)?.item.data_bytes;
             self.remove_range(ino, offset, end, live.committed_size, &mut edits)?;
         }
         writer.changed(&mut attrs, now);

@@ -219,14 +219,16 @@ impl Store {
         }
         let mut report = GcReport { before_bytes: self.packs_bytes()?, ..GcReport::default() };
         // What the first packs give back may be the room for copies out of the others.
-        while let Some(e) = self.rewrite_packs(control, &mut report, None)? {
+        loop {
+            let no_room = self.rewrite_packs(control, &mut report, None)?;
             control.begin("making checkpoints without the old packs");
-            if self.let_retired_go()? == 0 {
-                return Err(e);
+            let gone = self.let_retired_go()?;
+            match no_room {
+                None => break,
+                Some(e) if gone == 0 => return Err(e),
+                Some(_) => {}
             }
         }
-        control.begin("making checkpoints without the old packs");
-        self.let_retired_go()?;
         report.after_bytes = self.packs_bytes()?;
         Ok(report)
     }

@@ -85,12 +85,12 @@ impl Keeping {
         problems
     }
 
-    /// Has the next round begin soon.
     /// How often the disk was looked at: a keeper looks at a full one in each of its rounds.
     pub(in crate::volume) fn looks(&self) -> u64 {
         self.looks.load(Ordering::Acquire)
     }
 
+    /// Has the next round begin soon.
     pub(in crate::volume) fn wake(&self) {
         self.wake.1.notify_all();
     }

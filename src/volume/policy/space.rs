@@ -117,7 +117,7 @@ impl Shared {
                 continue;
             }
             let reading = self.being_read(*vol);
-            let oldest = self.oldest(*vol, now, &reading, &usage, &over, shortage.missing())?;
+            let oldest = self.oldest(*vol, now, &reading, &usage, &over)?;
             if oldest.is_empty() {
                 shortage.told.extend(over.problem);
                 if let Some(pressed) = &mut shortage.pressed {
@@ -201,7 +201,7 @@ impl Shared {
         if history_over == 0 && free_missing == 0 {
             // That the disk is full is said elsewhere.
             let missing = if self.store.is_full() { pressing.max(FULL_MISSING_BYTES) } else { pressing };
-            let full = Excess { history_over, free_missing: missing, problem: None };
+            let full = Excess { history_over, free_missing: missing, pressing, problem: None };
             return (missing > 0).then_some(full);
         }
         let name = &volume.name;
@@ -218,7 +218,7 @@ impl Shared {
                 YOUNG_SECS / 60
             )
         };
-        Some(Excess { history_over, free_missing, problem: Some(problem) })
+        Some(Excess { history_over, free_missing, pressing, problem: Some(problem) })
     }
 
     /// The oldest points that may go, as many as keep what is over by themselves or as one look may take: those
@@ -230,12 +230,10 @@ impl Shared {
         reading: &[Lsn],
         usage: &Usage,
         over: &Excess,
-        pressing: u64,
     ) -> Result<Vec<Lsn>> {
         let points: Vec<(bool, Lsn)> = {
             let state = self.store.index().state();
             let Some(volume) = state.volumes.get(&vol) else { return Ok(Vec::new()) };
-            // A disk that is full to the end is worse than the loss of the last minutes' history.
             let spared = self.store.spared_secs().min(YOUNG_SECS);
             let younger = |p: Timestamp, secs: u64| secs > 0 && now.secs.saturating_sub(p.secs) < secs as i64;
             let mut all: Vec<(bool, Lsn, bool)> = may_go(volume, now, reading)
@@ -247,17 +245,15 @@ impl Shared {
             all.sort_unstable();
             all.into_iter().map(|(_, at, young)| (young, at)).take(POINTS_PER_LOOK).collect()
         };
+        // Of the youngest no more than the disk needs; a full one says by itself when it is enough.
+        let of_youngest = if self.store.is_full() { over.bytes() } else { over.pressing };
         let (mut chosen, mut freed) = (Vec::new(), 0u64);
         for (young, at) in points {
-            // Of the youngest no more than the disk needs; a full one says by itself when it is enough.
-            if young && freed >= pressing && !self.store.is_full() {
+            if freed >= if young { of_youngest } else { over.bytes() } {
                 break;
             }
             freed = freed.saturating_add(usage.stored(self.store.index().bytes_only(vol, at)?));
             chosen.push(at);
-            if freed >= over.bytes().max(pressing) {
-                break;
-            }
         }
         Ok(chosen)
     }
@@ -271,6 +267,8 @@ fn was_asked_for(kind: SnapshotKind) -> bool {
 struct Excess {
     history_over: u64,
     free_missing: u64,
+    /// What is missing until the disk is not nearly full: so much of the youngest history may go.
+    pressing: u64,
     /// What to say where nothing may go. None: the policy asks for nothing, but the disk is full to the end; then
     /// only what was made by itself goes.
     problem: Option<String>,

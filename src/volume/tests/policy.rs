@@ -378,7 +378,7 @@ fn little_free_space_thins_history_and_never_what_is_held() {
     set(&bench, &["every=off", "continuous=off", "history-max=100%", "free-min=10%"]).unwrap();
     assert_eq!(until_settled(&bench), Vec::<String>::new());
     assert_eq!(points(&bench).len(), 20, "there is room enough");
-    disk.free.store(700_000, Ordering::SeqCst);
+    disk.free.store(400_000, Ordering::SeqCst);
     keep(&bench, &mut Rounds::impatient());
     let left: Vec<Lsn> = points(&bench).into_keys().collect();
     assert!((12..=15).contains(&left.len()), "{} are left after one look", left.len());
