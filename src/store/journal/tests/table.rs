@@ -133,7 +133,13 @@ fn row_3_a_tail_torn_at_any_byte_is_cut_and_overwritten() {
         let path = file(&dir, 1);
         let zeros = vec![0u8; (FRAME - cut) as usize];
         poke(&path, frame_at(1) + cut, &zeros);
+        let left = fs::read(&path).unwrap();
         let (journal, report) = reopen(&dir, SMALL);
+        // A frame begins with the segment's salt, whose first byte is a zero once in 256 times: then nothing is left.
+        if left.iter().skip(frame_at(1) as usize).all(|byte| *byte == 0) {
+            assert_eq!((report.outcome, report.last), (Outcome::Clean, Lsn(1)), "{cut}");
+            continue;
+        }
         let Outcome::TornTail(torn) = &report.outcome else { panic!("{cut}: {report:?}") };
         assert_eq!((torn.file.as_path(), torn.offset, torn.lsn), (path.as_path(), frame_at(1), Lsn(2)));
         assert_eq!(fs::metadata(&path).unwrap().len(), frame_at(1));
