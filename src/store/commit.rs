@@ -11,7 +11,7 @@ use super::{FLUSH_SPARE_BYTES, Store, index, record_aad};
 use crate::types::limits::{RECORD_BYTES_MAX, RECORD_EDITS_MAX};
 use crate::types::{Error, Lsn, Result, Term};
 
-/// How long freeing waits for RocksDB, which tries again every five seconds.
+/// How long a change waits for RocksDB, which tries again every five seconds.
 const RESUME_PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks.
 const RESUME_LOOK: Duration = Duration::from_millis(20);
@@ -59,7 +59,7 @@ impl Store {
             )));
         }
         match self.commit_now(&mut record, &mut plain, note) {
-            Err(Error::NoSpace(_)) if Use::of(&record.edits) == Use::Frees && self.index_came_back() => {
+            Err(Error::NoSpace(_)) if self.index_came_back(Use::of(&record.edits)) => {
                 self.commit_now(&mut record, &mut plain, note)
             }
             result => result,
@@ -103,11 +103,16 @@ impl Store {
     fn admit(&self, what: Use) -> Result<()> {
         self.room.admit(what)?;
         self.room.noticed(self.index.ready())?;
-        let more = if what == Use::Grows { 0 } else { FREEING_BYTES };
-        if self.care.starves() && self.index.unwritten_bytes() > self.unwritten_bytes_max() + more {
+        if self.index_is_behind(what) {
             return Err(Error::NoSpace("the index: its changes wait for room to be written".into()));
         }
         Ok(())
+    }
+
+    /// Whether so much waits to be written to the index, for want of room, that no more may be added.
+    fn index_is_behind(&self, what: Use) -> bool {
+        let more = if what == Use::Grows { 0 } else { FREEING_BYTES };
+        self.care.starves() && self.index.unwritten_bytes() > self.unwritten_bytes_max() + more
     }
 
     /// Changes of the index that may wait for room to be written.
@@ -152,17 +157,18 @@ impl Store {
         self.room.noticed::<()>(Err(cause)).err().unwrap_or(Error::NoSpace("the index".into()))
     }
 
-    /// Where RocksDB found no room in the middle of a flush and takes no writes: gives it what was kept back
-    /// and waits for its next try. Whether it takes writes again.
-    fn index_came_back(&self) -> bool {
-        let waits = || matches!(self.index.ready(), Err(Error::NoSpace(_)));
+    /// Where RocksDB found no room in the middle of a flush and takes no writes: waits for its next try, if there
+    /// is room by now. What frees space gives it what was kept back. Whether it takes writes again.
+    fn index_came_back(&self, what: Use) -> bool {
+        let waits = || matches!(self.index.ready(), Err(Error::NoSpace(_))) || self.index_is_behind(what);
         if !waits() {
             // It was not the index that had no room, or it came back meanwhile: another try costs little.
             return true;
         }
         let _lent = self.room.lend();
         let needed = index::RESUME_FREE_BYTES as u64 + FLUSH_SPARE_BYTES;
-        if self.room.make(needed).is_err() {
+        let is_room = if what == Use::Frees { self.room.make(needed).is_ok() } else { self.room.has(needed) };
+        if !is_room {
             return false;
         }
         let since = Instant::now();

@@ -161,7 +161,13 @@ impl Opener<'_> {
             Some(Ok(index)) => Ok(index),
             // A full disk is no reason to throw an index away, and one that fails now may not the next time.
             Some(Err(e)) if is_full(&e) => {
-                return Err(Error::NoSpace(self.layout.index.display().to_string()));
+                let index = self.layout.index.display();
+                return Err(Error::NoSpace(match self.wants_writes {
+                    true => index.to_string(),
+                    false => {
+                        format!("{index}, where a look writes a little; a mount has room kept back for it")
+                    }
+                }));
             }
             Some(Err(e)) if is_unreadable(&e) => return Err(self.unreadable(&e)),
             Some(Err(e)) => Err(e.to_string()),

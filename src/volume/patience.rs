@@ -10,8 +10,6 @@ use crate::types::Error;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// … and a name, for which a thread waits that others may need.
 const PATIENCE_OF_NAMES: Duration = Duration::from_secs(5);
-/// How long the keeper may take to look at the disk.
-const PATIENCE_FOR_A_LOOK: Duration = Duration::from_secs(2);
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -19,7 +17,7 @@ impl Shared {
     /// Before data is taken from a program.
     pub(super) fn wait_for_room(&self) {
         if self.store.is_full() {
-            self.have_a_look();
+            self.have_a_look(PATIENCE);
         }
         self.wait_until(PATIENCE, || !self.store.is_tight());
     }
@@ -27,7 +25,7 @@ impl Shared {
     /// Before a name is given: it takes so little that only on a disk that is full to the end it would be refused.
     pub(super) fn wait_for_room_for_names(&self) {
         if self.store.is_full() {
-            self.have_a_look();
+            self.have_a_look(PATIENCE_OF_NAMES);
             self.wait_until(PATIENCE_OF_NAMES, || !(self.store.is_tight() && self.store.is_full()));
         }
     }
@@ -38,7 +36,7 @@ impl Shared {
         loop {
             match run() {
                 Err(FsError::Store(Error::NoSpace(what))) if since.elapsed() < PATIENCE => {
-                    self.have_a_look();
+                    self.have_a_look(PATIENCE);
                     if !self.store.is_tight() {
                         return Err(Error::NoSpace(what).into());
                     }
@@ -50,12 +48,12 @@ impl Shared {
     }
 
     /// Has the keeper look at the full disk before anybody is told that it is full: what it saw last may be long ago for
-    /// a fast writer.
-    fn have_a_look(&self) {
+    /// a fast writer, and one who is at work on it needs his time.
+    fn have_a_look(&self, patience: Duration) {
         let before = self.keeping.looks();
         if before > 0 {
             self.keeping.wake();
-            self.wait_until(PATIENCE_FOR_A_LOOK, || self.keeping.looks() > before);
+            self.wait_until(patience, || self.keeping.looks() > before);
         }
     }
 

@@ -240,9 +240,22 @@ impl Shared {
             let state = self.store.index().state();
             state.volumes.iter().filter(|(_, v)| !v.deleted).map(|(vol, _)| *vol).collect()
         };
-        self.notice_step(problems)?;
+        let noticed = self.notice_step(problems);
         let now = self.now();
-        for vol in &volumes {
+        let kept = noticed.and_then(|()| self.keep_points(&volumes, now, rounds, problems));
+        // Also where the rest found no room: this is what makes some.
+        let limited = self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems);
+        kept.and(limited)
+    }
+
+    fn keep_points(
+        &self,
+        volumes: &[VolumeId],
+        now: Timestamp,
+        rounds: &mut Rounds,
+        problems: &mut Vec<String>,
+    ) -> FsResult<()> {
+        for vol in volumes {
             let reading = self.readers.current(*vol);
             self.store.hold_window(*vol, reading.first().copied());
             self.make_points(*vol, now, rounds, problems)?;
@@ -250,9 +263,8 @@ impl Shared {
                 self.retain(*vol, now, &reading)?;
             }
         }
-        self.watch_bursts(&volumes, now)?;
-        self.snapshot_completed(problems)?;
-        self.keep_within_limits(&volumes, now, &mut rounds.shortage, problems)
+        self.watch_bursts(volumes, now)?;
+        self.snapshot_completed(problems)
     }
 
     /// Has a record say at once that the clock was set back, so that ages are reckoned from that moment on.
