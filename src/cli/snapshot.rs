@@ -200,6 +200,8 @@ impl Delete {
             all.deleted.extend(some.deleted);
             all.failed.extend(some.failed);
             all.bytes_freed = all.bytes_freed.saturating_add(some.bytes_freed);
+            all.data_bytes = all.data_bytes.saturating_add(some.data_bytes);
+            all.at_most |= some.at_most;
         }
         if self.json {
             output::json(&all)?;
@@ -207,10 +209,18 @@ impl Delete {
             for name in &all.deleted {
                 output::line(&format!("would delete {name}"))?;
             }
-            output::line(&format!("would free {}", output::bytes(all.bytes_freed)))?;
+            output::line(&freed(&all))?;
         }
         verdict(&all)
     }
+}
+
+fn freed(all: &SnapshotsDeleted) -> String {
+    let at_most = if all.at_most { "at most " } else { "" };
+    let (freed, data) = (output::bytes(all.bytes_freed), output::bytes(all.data_bytes));
+    format!(
+        "would free {at_most}{freed}: {data} of file data that nothing else shows, as stored, less what it shares"
+    )
 }
 
 /// Everything deleted is success, nothing is a failure, in between is partly done; one line names the rest.

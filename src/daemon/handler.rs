@@ -170,21 +170,15 @@ impl Handler {
     fn snapshot_delete(&self, target: &Target, caller: &Caller, names: &[String], dry_run: bool) -> Outcome {
         let volume = self.volume(caller, target, READ)?;
         let mut report = SnapshotsDeleted { dry_run, ..SnapshotsDeleted::default() };
-        for name in names {
-            let result = volume.snapshot_named(name).and_then(|row| {
-                let bytes = volume.bytes_only(row.lsn)?;
-                if dry_run {
-                    volume.check_deletable(&[name])?;
-                } else {
-                    volume.delete_snapshots(&[name], None)?;
-                }
-                Ok(bytes)
-            });
-            match result {
-                Ok(bytes) => {
-                    report.bytes_freed += bytes;
-                    report.deleted.push(name.clone());
-                }
+        let points: Vec<_> = names.iter().map(|name| volume.check_deletable(&[name])).collect();
+        let known = points.iter().flatten().flatten().map(|row| row.lsn).collect();
+        let kept = volume.only_kept(&known).map_err(|e| control_error("snapshots", e))?;
+        (report.bytes_freed, report.data_bytes) = (kept.stored_bytes, kept.data_bytes);
+        report.at_most = kept.at_most;
+        for (name, point) in names.iter().zip(points) {
+            let delete = |_| if dry_run { Ok(()) } else { volume.delete_snapshots(&[name], None) };
+            match point.and_then(delete) {
+                Ok(()) => report.deleted.push(name.clone()),
                 Err(e) => {
                     let reason = match e {
                         volume::FsError::NotFound => "there is no snapshot of that name".to_owned(),

@@ -151,7 +151,7 @@ pub struct SnapshotInfo {
     /// Who made it.
     #[serde(default)]
     pub made_by: MadeBy,
-    /// Bytes that deleting it alone would free.
+    /// Bytes of file data that only it shows, before deduplication and compression.
     pub bytes_only: u64,
 }
 
@@ -178,8 +178,12 @@ pub struct SnapshotsDeleted {
     pub deleted: Vec<String>,
     /// Those not deleted.
     pub failed: Vec<SnapshotFailure>,
-    /// Bytes that this frees.
+    /// Bytes in packs that this gives back: chunks that nothing else names.
     pub bytes_freed: u64,
+    /// Bytes of file data that only these showed, before deduplication and compression.
+    pub data_bytes: u64,
+    /// `bytes_freed` is a bound, since there were too many chunks to count.
+    pub at_most: bool,
 }
 
 /// A snapshot that could not be deleted.

@@ -108,6 +108,8 @@ pub const LOG_VERSIONS_MAX: usize = 1_000_000;
 /// Snapshots named beside one version of a file; of more only their number is told.
 pub const LOG_SNAPSHOTS_MAX: usize = 100;
 
+/// Chunks that are counted to tell what deleting snapshots frees; beyond that it is told as a bound.
+pub const COUNTED_CHUNKS_MAX: usize = 1_000_000;
 /// Chunks that one purge keeps in memory; of a file with more of them all packs with dead bytes are written anew.
 pub const PURGE_CHUNKS_MAX: usize = 4_000_000;
 /// Names, snapshots and files that the report of a purge lists of each; of more only the number is told.

@@ -1,8 +1,11 @@
 //! Snapshots and points. A snapshot is one record behind a barrier: everything that had returned before is
 //! in it, and nothing that came later.
 
+use std::collections::BTreeSet;
+
 use super::protect::{check_may_go, immutable_until};
 use super::{FsError, FsResult, Shared, Volume, Volumes};
+use crate::store::index::OnlyKept;
 use crate::store::index::rows::{Snapshot, Volume as VolumeRow};
 use crate::store::index::steps::STEP_NANOS_MIN;
 use crate::store::model::{Edit, RequestId, SnapshotKind, SnapshotSpec};
@@ -210,9 +213,17 @@ impl Volume {
         Ok(next.map_or(Ino::ROOT, Ino))
     }
 
-    /// Bytes that only the snapshot at `at` keeps.
+    /// Bytes of file data that only the snapshot at `at` keeps, before deduplication and compression.
     pub fn bytes_only(&self, at: Lsn) -> FsResult<u64> {
         Ok(self.shared.store.index().bytes_only(self.vol, at)?)
+    }
+
+    /// What deleting these snapshots would free.
+    ///
+    /// # Errors
+    /// From the store.
+    pub fn only_kept(&self, points: &BTreeSet<Lsn>) -> FsResult<OnlyKept> {
+        Ok(self.shared.store.index().only_kept(self.vol, points)?)
     }
 
     /// Fails when one of the snapshots may not be deleted now.

@@ -103,24 +103,6 @@ impl Index {
         it.status().map_err(index_error)
     }
 
-    /// Bytes of file data that only the snapshot at `at` keeps, the continuous window aside, before
-    /// deduplication and compression.
-    pub fn bytes_only(&self, vol: VolumeId, at: Lsn) -> Result<u64> {
-        let (previous, next) = {
-            let state = self.state();
-            let Some(volume) = state.volumes.get(&vol) else { return Ok(0) };
-            let previous = volume.points.range(..at).next_back().map_or(Lsn::ZERO, |(p, _)| *p);
-            let next = volume.points.range(at.next()..).next().map_or(Lsn::MAX, |(n, _)| *n);
-            (previous, next)
-        };
-        let mut total = 0u64;
-        self.visit_ended(vol, (previous.next(), at), (at, next), |(.., bytes)| {
-            total = total.saturating_add(bytes);
-            Ok(true)
-        })?;
-        Ok(total)
-    }
-
     /// The cuts still to be reaped, oldest first, at most `limit`.
     pub fn reap_items(&self, limit: usize) -> Result<Vec<ReapItem>> {
         let rows = self.keys_with("default", &[meta::REAP], limit)?;

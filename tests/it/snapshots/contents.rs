@@ -1,5 +1,6 @@
 //! What a snapshot holds: all that was there, and nothing that came after.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -225,4 +226,42 @@ fn deleting_a_snapshot_frees_what_only_it_kept() {
     mount.store().ok(&args!["snapshot", "delete", mount.path(), "keeps"]);
     eventually("the deletion to free them", || mount.status_number("/bytes/history") < 1 << 20);
     assert_eq!(mount.status_number("/snapshots"), 0);
+}
+
+#[test]
+fn what_deleting_would_free_is_what_nothing_else_names() {
+    let store = Store::encrypted();
+    fs::write(store.path().join("config.toml"), "window_seconds = 0\n").expect("configuring");
+    let mount = store.mount();
+    let mut rng = Rng::printed();
+    let size = 8u64 << 20;
+    let [copied, alone] = ["copied", "alone"].map(|name| mount.path().join(name));
+    for path in [&copied, &alone] {
+        fs::write(path, rng.bytes(size as usize)).expect("writing");
+        File::open(path).and_then(|f| f.sync_all()).expect("syncing");
+    }
+    mount.snapshot("one");
+    fs::write(mount.path().join("another"), "file").expect("writing");
+    mount.snapshot("two");
+    fs::copy(&copied, mount.path().join("copy")).expect("copying");
+    [&copied, &alone].into_iter().for_each(|path| fs::remove_file(path).expect("removing"));
+    File::open(mount.path()).and_then(|dir| dir.sync_all()).expect("syncing");
+    let told = |names: &[&str], options: &[&str]| {
+        let args = args!["snapshot", "delete", mount.path()].into_iter();
+        let args: Vec<OsString> = args.chain(options.iter().chain(names).map(OsString::from)).collect();
+        let told = mount.store().json(&args);
+        let number = |key: &str| told[0][key].as_u64().expect("a number");
+        (number("bytes_freed"), number("data_bytes"))
+    };
+    eventually("both files to be history", || told(&["one", "two"], &["--dry-run"]).1 >= 2 * size);
+    for name in ["one", "two"] {
+        assert!(told(&[name], &["--dry-run"]).0 < 1 << 20, "the other has it as well");
+    }
+    let (freed, _) = told(&["one", "two"], &["--dry-run"]);
+    assert!(freed.abs_diff(size) < 1 << 20, "{freed} bytes, of which the copy keeps none");
+    assert_eq!(told(&["one", "two"], &[]).0, freed);
+    eventually("what was deleted to be forgotten", || mount.status_number("/bytes/history") < 1 << 20);
+    let gc = mount.store().json(&args!["gc", mount.path()]);
+    let given = gc[0]["freed_bytes"].as_u64().expect("a number");
+    assert!(given.abs_diff(freed) < 1 << 20, "{given} bytes were given back, and {freed} told");
 }
