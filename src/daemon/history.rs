@@ -1,8 +1,8 @@
 //! What `diff` and `log` do. Both answer in parts, and neither keeps anything for a client between requests.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::control::Caller;
 use super::news::Listener;
+use super::places;
 use super::protocol::{
     Aspect, ChangeInfo, ChangeKind, ControlError, DiffRequest, DiffTotals, LogRequest, NodeKind, Part,
     Response, Target, VersionInfo,
@@ -19,7 +20,9 @@ use crate::store::model::FileKind;
 use crate::types::limits::LOG_VERSIONS_MAX;
 use crate::types::point::Point;
 use crate::types::{Ino, Lsn};
-use crate::volume::{Change, FileVersion, FsError, How, READ, SEARCH, Scope, User, Volume, Volumes};
+use crate::volume::{
+    Change, FileVersion, FsError, How, NamePath, READ, SEARCH, Scope, User, Volume, Volumes,
+};
 
 type Outcome = Result<Response, ControlError>;
 
@@ -61,8 +64,9 @@ impl Turns {
 /// What a request is about.
 struct Subject {
     volume: Arc<Volume>,
-    /// The directory that the names start from.
+    /// A directory of the present, or the root.
     dir: Ino,
+    /// The names from there on.
     names: Vec<Vec<u8>>,
     /// None may see everything.
     user: Option<User>,
@@ -74,7 +78,7 @@ fn subject(
     target: &Target,
     path: Option<&Path>,
 ) -> Result<Subject, ControlError> {
-    let names = path.map_or(Ok(Vec::new()), names_of)?;
+    let names = path.map_or(Ok(Vec::new()), places::names)?;
     // Who knows a name needs no list of them.
     let wanted = if names.is_empty() { READ | SEARCH } else { SEARCH };
     let volume = volume_for(open.volumes, open.owner, caller, target, wanted)?;
@@ -82,18 +86,25 @@ fn subject(
     Ok(Subject { volume, dir, names, user: user_of(caller, open.owner) })
 }
 
-fn names_of(path: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
-    let name = |component: Component<'_>| match component {
-        Component::Normal(name) => Ok(name.as_bytes().to_vec()),
-        _ => Err(ControlError::usage(format!("{}: not a path of names", path.display()))),
-    };
-    path.components().map(name).collect()
-}
-
 impl Subject {
-    fn place(&self) -> Result<(Ino, [u8; 16]), FsError> {
-        let names: Vec<&[u8]> = self.names.iter().map(Vec::as_slice).collect();
-        self.volume.place_of(self.dir, &names, self.user.as_ref())
+    /// The whole path; None of the root. Of a directory that has no name any more it begins there.
+    fn path(&self) -> Result<Option<NamePath>, FsError> {
+        let (from, mut names) = match places::names_to(&self.volume, self.dir) {
+            Ok(above) => (Ino::ROOT, above),
+            Err(_) => (self.dir, Vec::new()),
+        };
+        names.extend_from_slice(&self.names);
+        if names.is_empty() { Ok(None) } else { self.volume.name_path(from, &names).map(Some) }
+    }
+
+    /// What is compared of the volume, at each of two points.
+    fn scopes(&self, path: Option<&NamePath>, points: [Lsn; 2]) -> Result<[Scope; 2], ControlError> {
+        let failed = |e| control_error(&format!("comparing {}", self.shown()), e);
+        let Some(path) = path else { return Ok([Scope::Dir(self.dir); 2]) };
+        let dir = self.names.is_empty().then_some(self.dir);
+        let scopes = self.volume.scopes(path, dir, points, self.user.as_ref()).map_err(failed)?;
+        let shown = self.shown();
+        scopes.ok_or_else(|| ControlError::failed(format!("{shown}: nothing has that name at either point")))
     }
 
     /// The path asked about, for messages.
@@ -127,8 +138,7 @@ pub(super) fn diff(
 ) -> Outcome {
     let subject = subject(open, caller, &request.target, request.path.as_deref())?;
     let failed = |e| control_error(&format!("comparing {}", subject.shown()), e);
-    let place = if subject.names.is_empty() { None } else { Some(subject.place().map_err(failed)?) };
-    let scope = place.map_or(Scope::Dir(subject.dir), Scope::Name);
+    let path = subject.path().map_err(failed)?;
     let _turn = open.turns.take(subject.user.as_ref())?;
     let mut tries = 0;
     let (from, to, changes) = loop {
@@ -145,18 +155,12 @@ pub(super) fn diff(
             )));
         }
         tries += 1;
-        match subject.volume.diff(from, to, scope, subject.user.as_ref()) {
+        let scopes = subject.scopes(path.as_ref(), [from, to])?;
+        match subject.volume.diff(from, to, scopes, subject.user.as_ref()) {
             Err(FsError::NoSuchPoint(_)) if request.to.is_none() && tries < TRIES => {}
             result => break (from, to, result.map_err(failed)?),
         }
     };
-    if let Some(place) = place.filter(|_| changes.is_empty()) {
-        let is_at = |at| subject.volume.is_named(place, at).map_err(failed);
-        if !is_at(from)? && !is_at(to)? {
-            let shown = subject.shown();
-            return Err(ControlError::failed(format!("{shown}: nothing has that name at either point")));
-        }
-    }
     let mut totals = DiffTotals { from_lsn: from.0, to_lsn: to.0, ..DiffTotals::default() };
     let mut part = Vec::new();
     let mut bytes = 0;
@@ -202,7 +206,7 @@ pub(super) fn log(
         }
         e => control_error(&shown, e),
     };
-    let place = subject.place().map_err(failed)?;
+    let path = subject.path().and_then(|path| path.ok_or(FsError::IsDir)).map_err(failed)?;
     let limit = request.limit.unwrap_or(u64::MAX).min(LOG_VERSIONS_MAX as u64);
     let (mut told, mut more, mut bytes) = (0, false, 0);
     let mut part = Vec::new();
@@ -222,7 +226,7 @@ pub(super) fn log(
         }
         Ok(left.is_none())
     };
-    subject.volume.versions(place, subject.user.as_ref(), &mut visit).map_err(failed)?;
+    subject.volume.versions(&path, subject.user.as_ref(), &mut visit).map_err(failed)?;
     if let Some(left) = left {
         return Err(left);
     }

@@ -19,6 +19,7 @@ pub mod mount_options;
 mod mounts;
 pub mod news;
 pub mod offline;
+mod places;
 mod policy;
 pub mod policy_report;
 pub mod protocol;

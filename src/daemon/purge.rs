@@ -62,7 +62,7 @@ impl Handler {
     ) -> Result<Response, ControlError> {
         self.admin(caller, "purging")?;
         let (volume, names) = self.open_place(caller, &request.place)?;
-        let shown = super::restore::join(&names).display().to_string();
+        let shown = super::places::join(&names).display().to_string();
         if request.place.below == Path::new(HERE) {
             return Err(is_directory(&shown));
         }
@@ -86,10 +86,8 @@ impl Handler {
             e => control_error(&format!("purging {shown}"), e),
         };
         let purged = watched(&control, progress, || {
-            let names: Vec<&[u8]> = names.iter().map(Vec::as_slice).collect();
-            let place = volume.place_of(Ino::ROOT, &names, None);
-            match place.and_then(|place| self.volumes.purge(&volume, place, request.dry_run, &host, &control))
-            {
+            let path = volume.name_path(Ino::ROOT, &names)?;
+            match self.volumes.purge(&volume, &path, request.dry_run, &host, &control) {
                 // What an earlier one has taken away by name is still to be carried through.
                 Err(FsError::NotFound) if !request.dry_run => {
                     let resumed = self.volumes.resume_purge(&volume, &host, &control)?;

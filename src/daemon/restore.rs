@@ -1,61 +1,21 @@
 //! Restoring in a mounted volume, with the caller's own rights.
 
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use super::control::Caller;
 use super::handler::Handler;
+use super::places::{join, names, names_to};
 use super::protocol::{
-    ControlError, HERE, Kind, PastPlace, Place, Progress, Response, RestoreReport, RestoreRequest, Target,
+    ControlError, Kind, PastPlace, Place, Progress, Response, RestoreReport, RestoreRequest, Target,
 };
 use super::rights::{control_error, user_of, volume_for};
 use crate::store::model::FileKind;
-use crate::types::limits::{NAME_BYTES_MAX, PATH_DEPTH_MAX};
 use crate::types::point::Point;
 use crate::types::{Ino, Lsn};
 use crate::volume::restore::{Restore, Restored};
 use crate::volume::{FsError, Volume};
-
-/// The names that a relative path consists of.
-fn names(below: &Path) -> Result<Vec<Vec<u8>>, ControlError> {
-    if below == Path::new(HERE) {
-        return Ok(Vec::new());
-    }
-    let parts = below.as_os_str().as_bytes().split(|byte| *byte == b'/').filter(|name| !name.is_empty());
-    let names: Vec<Vec<u8>> = parts.map(<[u8]>::to_vec).collect();
-    let bad =
-        |name: &Vec<u8>| name.len() > NAME_BYTES_MAX || name == b"." || name == b".." || name.contains(&0);
-    if names.len() > PATH_DEPTH_MAX || names.iter().any(bad) {
-        return Err(ControlError::usage(format!("{}: not a path", below.display())));
-    }
-    Ok(names)
-}
-
-/// The names that lead from the root to a live directory.
-fn path_of(volume: &Volume, dir: Ino) -> Result<Vec<Vec<u8>>, ControlError> {
-    let gone = || ControlError::failed("the directory has been removed meanwhile; try again");
-    let mut path = Vec::new();
-    let mut at = dir;
-    while at != Ino::ROOT {
-        let (parent, name) = volume.name_of(at).map_err(|_| gone())?.ok_or_else(gone)?;
-        path.push(name);
-        at = parent;
-        if path.len() > PATH_DEPTH_MAX {
-            return Err(gone());
-        }
-    }
-    path.reverse();
-    Ok(path)
-}
-
-pub(super) fn join(names: &[Vec<u8>]) -> PathBuf {
-    if names.is_empty() {
-        return PathBuf::from(HERE);
-    }
-    names.iter().map(|name| std::ffi::OsStr::from_bytes(name)).collect()
-}
 
 pub(super) fn point(volume: &Volume, text: &str) -> Result<Lsn, ControlError> {
     let point = Point::from_str(text).map_err(|e| ControlError::usage(format!("POINT {text:?} {e}")))?;
@@ -78,7 +38,7 @@ impl Handler {
     ) -> Result<(Arc<Volume>, Vec<Vec<u8>>), ControlError> {
         let target = Target::File { volume: place.volume.clone(), ino: place.dir };
         let volume = volume_for(&self.volumes, self.owner, caller, &target, 0)?;
-        let mut path = path_of(&volume, Ino(place.dir))?;
+        let mut path = names_to(&volume, Ino(place.dir))?;
         path.extend(names(&place.below)?);
         Ok((volume, path))
     }

@@ -1,11 +1,11 @@
-//! The versions of one file: along its name, through the files that took it over, and along the names that the
-//! file had before. Each step back is one look at the history of a name or an inode, whose rows lie together.
+//! The versions of one file: all that its path meant, and what the files were before that.
 
-use super::changes::{Place, Scope, Tree};
+use super::changes::{Scope, Tree};
+use super::lineage::{Meaning, NamePath, Place};
 use super::user::{READ, User};
 use super::{FsError, FsResult, Volume};
-use crate::store::index::{Span, rows};
-use crate::store::model::{Dirent, FileKind, Inode};
+use crate::store::index::rows;
+use crate::store::model::{FileKind, Inode};
 use crate::types::limits::{LOG_SNAPSHOTS_MAX, PATH_DEPTH_MAX};
 use crate::types::{Ino, Lsn, Timestamp};
 
@@ -43,21 +43,6 @@ impl FileVersion {
     }
 }
 
-/// A name that meant one inode, from a record on until before another.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Meaning {
-    pub(super) place: Place,
-    pub(super) ino: Ino,
-    pub(super) since: Lsn,
-    end: Lsn,
-}
-
-impl Meaning {
-    pub(super) fn of(place: Place, span: &Span<Dirent>) -> Meaning {
-        Meaning { place, ino: span.item.ino, since: span.since, end: span.end }
-    }
-}
-
 /// A walk back through the versions of a file.
 struct Walk<'a> {
     volume: &'a Volume,
@@ -70,38 +55,37 @@ struct Walk<'a> {
 }
 
 impl Volume {
-    /// Visits the versions of the file that has or last had a name, newest first, while `visit` says true: each
-    /// state of its content (size, modification time, author) that some point still shows. Where the name began
-    /// to mean this file, the file that it meant until then follows; else, if this one had another name before,
-    /// what it was under that; else what the name had meant earlier. A `user` is told only what he could read.
+    /// Visits the versions of the file that has or last had a path, newest first, while `visit` says true: each
+    /// state of its content (size, modification time, author) that some point still shows. All that the path ever
+    /// meant is told, whatever became of the directories on it; and where it began to mean a file out of nothing,
+    /// what that was under the name that it had before. A `user` is told only what he could read.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when the name never meant anything that is still known, [`FsError::IsDir`],
+    /// [`FsError::NotFound`] when the path never meant anything that is still known, [`FsError::IsDir`],
     /// [`FsError::Refused`] for what has no history, from the store.
     pub fn versions(
         &self,
-        place: Place,
+        path: &NamePath,
         user: Option<&User>,
         visit: &mut dyn FnMut(FileVersion) -> FsResult<bool>,
     ) -> FsResult<()> {
-        let newest = self.meaning_before(place, Lsn::MAX)?.ok_or(FsError::NotFound)?;
-        if newest.item.kind == FileKind::Dir {
+        let newest = self.last_meaning(path, user)?.ok_or(FsError::NotFound)?;
+        if newest.kind == FileKind::Dir {
             return Err(FsError::IsDir);
         }
-        self.commit_file(newest.item.ino)?;
+        self.commit_file(newest.ino)?;
         let mut told = false;
         let mut visit = |version| {
             told = true;
             visit(version)
         };
         let mut walk = Walk { volume: self, user, visit: &mut visit, pending: None, open: true };
-        let mut next = Some(Meaning::of(place, &newest));
-        while let Some(meaning) = next.filter(|_| walk.open) {
+        let mut lineage = self.lineage(path, user)?;
+        while let Some(meaning) = if walk.open { lineage.next()? } else { None } {
             walk.follow(meaning)?;
-            next = self.before(meaning)?;
         }
         walk.tell()?;
-        if newest.item.excluded && !told {
+        if newest.excluded && !told {
             return Err(FsError::Refused(
                 "it is excluded from the history, so no version of it is kept".into(),
             ));
@@ -109,63 +93,10 @@ impl Volume {
         Ok(())
     }
 
-    /// Whether something has that name at a point.
-    ///
-    /// # Errors
-    /// From the store.
-    pub fn is_named(&self, place: Place, at: Lsn) -> FsResult<bool> {
-        Ok(self.view(Some(at)).dirent(place.0, &place.1)?.is_some())
-    }
-
     /// The path of a name at a point, if it may be seen there.
-    fn path_at(&self, place: Place, at: Lsn, user: Option<&User>) -> FsResult<Option<Vec<u8>>> {
+    pub(super) fn path_at(&self, place: Place, at: Lsn, user: Option<&User>) -> FsResult<Option<Vec<u8>>> {
         let mut tree = Tree::new(self, at, Scope::Dir(Ino::ROOT), user).of_known_names();
         Ok(tree.spot(place)?.filter(|spot| spot.open).map(|spot| spot.path))
-    }
-
-    /// What a name meant last before the record `before`.
-    pub(super) fn meaning_before(&self, place: Place, before: Lsn) -> FsResult<Option<Span<Dirent>>> {
-        let mut found = None;
-        self.view(None).entry_spans(place.0, &place.1, before, |span| {
-            found = Some(span);
-            Ok(false)
-        })?;
-        Ok(found)
-    }
-
-    /// What comes before the moment at which a name began to mean a file. Always earlier.
-    fn before(&self, now: Meaning) -> FsResult<Option<Meaning>> {
-        let (replaced, earlier) = self.replaced_by(now)?;
-        Ok(replaced.or(earlier))
-    }
-
-    /// What a name meant until the moment at which it began to mean a file, or else where that file was before; and
-    /// what the name meant earlier, with nothing in between.
-    pub(super) fn replaced_by(&self, now: Meaning) -> FsResult<(Option<Meaning>, Option<Meaning>)> {
-        let earlier = self.meaning_before(now.place, now.since)?;
-        let earlier = earlier.filter(|span| span.item.kind != FileKind::Dir);
-        let earlier = earlier.map(|span| Meaning::of(now.place, &span));
-        if earlier.is_some_and(|meaning| meaning.end == now.since) {
-            return Ok((earlier, None));
-        }
-        Ok((self.other_name(now)?, earlier))
-    }
-
-    /// The name that a file had before it got the one it has now.
-    fn other_name(&self, now: Meaning) -> FsResult<Option<Meaning>> {
-        let mut version = None;
-        self.view(None).inode_spans(now.ino, now.since, |span| {
-            version = Some(span);
-            Ok(false)
-        })?;
-        let Some(version) = version.filter(|v| v.item.attrs.nlink > 0) else { return Ok(None) };
-        let place = (version.item.attrs.parent, version.item.attrs.name);
-        if place == now.place {
-            return Ok(None);
-        }
-        let entry = self.meaning_before(place, version.since.next())?;
-        let entry = entry.filter(|e| e.item.ino == now.ino && e.end > version.since && !e.item.excluded);
-        Ok(entry.map(|span| Meaning { end: span.end.min(now.since), ..Meaning::of(place, &span) }))
     }
 }
 
@@ -219,9 +150,17 @@ impl Volume {
         Ok(None)
     }
 
+    /// The snapshots from one moment to another, oldest first.
+    pub(super) fn snapshots_in(&self, since: Lsn, until: Lsn) -> FsResult<Vec<Lsn>> {
+        self.with_state(|v| {
+            let shown = v.points.range(since..=until).filter(|(_, p)| !p.deleting && !p.is_mark());
+            shown.map(|(at, _)| *at).collect()
+        })
+    }
+
     /// Of points at which a directory holds a name, in their order, those at which a path leads to it. It is part of
     /// the tree for one time, so a few looks are enough.
-    fn reaching(&self, dir: Ino, mut points: Vec<Lsn>) -> FsResult<Vec<Lsn>> {
+    pub(super) fn reaching(&self, dir: Ino, mut points: Vec<Lsn>) -> FsResult<Vec<Lsn>> {
         let (mut low, mut high) = (0, points.len());
         let mut middle = 0;
         while low < high {
@@ -281,11 +220,7 @@ impl Walk<'_> {
             self.pending = Some((meaning.place, version));
         }
         let Some((_, pending)) = &mut self.pending else { return Ok(()) };
-        let shown = self.volume.with_state(|v| {
-            let shown = v.points.range(since..=lsn).filter(|(_, p)| !p.deleting && !p.is_mark());
-            shown.map(|(at, _)| *at).collect()
-        })?;
-        let shown = self.volume.reaching(dir, shown)?;
+        let shown = self.volume.reaching(dir, self.volume.snapshots_in(since, lsn)?)?;
         if let Some(newest) = shown.last().filter(|_| pending.snapshots_total == 0) {
             let path = self.volume.path_at(meaning.place, *newest, self.user)?;
             pending.snapshot_path = path.filter(|path| *path != pending.path);

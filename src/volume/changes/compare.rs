@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::found::{self, Found, TOO_MANY};
 use super::links::{self, Links};
-use super::tree::{Place, Scope, Spot, Tree, joined};
+use super::tree::{Scope, Spot, Tree, joined};
 use super::{Change, How, What};
 use crate::store::model::{Dirent, FileKind, Inode};
 use crate::types::limits::DIFF_CHANGES_MAX;
 use crate::types::{Ino, Lsn};
+use crate::volume::lineage::Place;
+use crate::volume::same::has_blocks;
 use crate::volume::{FsResult, Volume};
 
 /// A change and the inode it is about.
@@ -28,7 +30,8 @@ enum Side {
 pub struct Comparison<'a> {
     volume: &'a Volume,
     points: (Lsn, Lsn),
-    scope: Scope,
+    /// Whether it is one thing at both points, so that what keeps its place keeps its path. Else only paths count.
+    is_one: bool,
     before: Tree<'a>,
     after: Tree<'a>,
     found: Found,
@@ -54,16 +57,11 @@ fn is_plain(inode: Option<&Inode>) -> bool {
 
 impl<'a> Comparison<'a> {
     /// A comparison of the points that the trees show.
-    pub fn new(
-        volume: &'a Volume,
-        points: (Lsn, Lsn),
-        scope: Scope,
-        before: Tree<'a>,
-        after: Tree<'a>,
-    ) -> Comparison<'a> {
+    pub fn new(volume: &'a Volume, points: (Lsn, Lsn), before: Tree<'a>, after: Tree<'a>) -> Comparison<'a> {
         let found = Found { inodes: Vec::new(), rewritten: Default::default(), entries: Vec::new() };
         let (links, told, moved) = (HashMap::new(), Vec::new(), Vec::new());
-        Comparison { volume, points, scope, before, after, found, links, told, moved }
+        let is_one = before.scope() == after.scope();
+        Comparison { volume, points, is_one, before, after, found, links, told, moved }
     }
 
     /// The changes, in order.
@@ -79,8 +77,6 @@ impl<'a> Comparison<'a> {
             if !is_plain(old.as_ref()) || !is_plain(new.as_ref()) {
                 let all = !self.what(*ino, old.as_ref(), new.as_ref())?.is_empty();
                 self.links.insert(*ino, Links::new(old.as_ref(), new.as_ref(), all));
-            } else if self.scope == Scope::Dir(*ino) {
-                self.compare_scope(*ino, old, new)?;
             } else {
                 let names = |inode: &Option<Inode>| inode.as_ref().map(place).into_iter().collect::<Vec<_>>();
                 let (was, is) = (names(&old), names(&new));
@@ -96,6 +92,7 @@ impl<'a> Comparison<'a> {
             self.compare(*ino, (old, new), &was, &is)?;
         }
         self.links = links;
+        self.compare_tops()?;
         for (side, ino, path) in std::mem::take(&mut self.moved) {
             self.tell_all_below(side, ino, path)?;
         }
@@ -129,15 +126,36 @@ impl<'a> Comparison<'a> {
         })
     }
 
-    /// Compares the directory that is asked about, whose own name does not matter.
-    fn compare_scope(&mut self, ino: Ino, old: Option<Inode>, new: Option<Inode>) -> FsResult<()> {
-        let what = self.what(ino, old.as_ref(), new.as_ref())?;
+    /// Tells what of the two things that are asked about, if they are two, is not compared by itself; and compares
+    /// them, if they are directories to look into: then their names do not matter.
+    fn compare_tops(&mut self) -> FsResult<()> {
+        let scopes = (self.before.scope(), self.after.scope());
+        if !self.is_one {
+            for (side, scope) in [(Side::Before, scopes.0), (Side::After, scopes.1)] {
+                match scope {
+                    Scope::Nothing => {}
+                    Scope::Dir(dir) => self.moved.push((side, dir, Vec::new())),
+                    Scope::Name((dir, name)) => {
+                        let tree = self.tree(side);
+                        let entry = if tree.reachable()? { tree.view.dirent(dir, &name)? } else { None };
+                        if let Some(entry) = entry
+                            && let Some((ino, path)) = self.tell_entry(side, dir, b"", entry)?
+                        {
+                            self.moved.push((side, ino, path));
+                        }
+                    }
+                }
+            }
+        }
+        let (Scope::Dir(was), Scope::Dir(is)) = scopes else { return Ok(()) };
+        let (Some(old), Some(new)) = (self.before.inode(was)?, self.after.inode(is)?) else { return Ok(()) };
+        let what = self.meta((was, &old), (is, &new))?;
         if !what.is_empty() && self.before.reachable()? && self.after.reachable()? {
             let path = Vec::new();
             let (size_before, size_after) = (None, None);
             let kind = FileKind::Dir;
             let change = Change { how: How::Modified, path, from: None, kind, size_before, size_after, what };
-            self.tell(change, ino)?;
+            self.tell(change, is)?;
         }
         Ok(())
     }
@@ -156,19 +174,25 @@ impl<'a> Comparison<'a> {
         let (size_before, size_after) = (old.as_ref().and_then(size), new.as_ref().and_then(size));
         let mut gone = spots(&mut self.before, was)?;
         let mut came = spots(&mut self.after, is)?;
-        let kept: Vec<Place> = came.keys().filter(|place| gone.contains_key(*place)).copied().collect();
-        for place in kept {
-            let (Some(then), Some(now)) = (gone.remove(&place), came.remove(&place)) else { continue };
+        let mut kept: Vec<(Spot, Spot)> = Vec::new();
+        let kept_place = |place: &&Place| self.is_one && gone.contains_key(*place);
+        let places: Vec<Place> = came.keys().filter(kept_place).copied().collect();
+        kept.extend(places.iter().filter_map(|place| gone.remove(place).zip(came.remove(place))));
+        let (mut gone, mut came) = (by_path(gone), by_path(came));
+        // In another directory, which has the path that the first one had.
+        let paths: Vec<Vec<u8>> = came.keys().filter(|path| gone.contains_key(*path)).cloned().collect();
+        kept.extend(paths.iter().filter_map(|path| gone.remove(path).zip(came.remove(path))));
+        for (then, now) in kept {
             if !what.is_empty() && now.open {
                 let size_before = size_before.filter(|_| then.open);
                 let (how, path) = (How::Modified, now.path);
                 self.tell(Change { how, path, from: None, kind, size_before, size_after, what }, ino)?;
             }
         }
-        let mut gone = by_path(gone);
-        let mut came = by_path(came);
-        let renamed = gone.len().min(came.len());
-        for (then, now) in gone.drain(..renamed).zip(came.drain(..renamed)) {
+        let (mut gone, mut came) = (gone.into_values(), came.into_values());
+        let renamed = if self.is_one { gone.len().min(came.len()) } else { 0 };
+        for _ in 0..renamed {
+            let Some((then, now)) = gone.next().zip(came.next()) else { break };
             match (then.open, now.open) {
                 (true, true) => {
                     let (how, path, from) = (How::Renamed, now.path, Some(then.path));
@@ -214,7 +238,7 @@ impl<'a> Comparison<'a> {
     fn tell_all_below(&mut self, side: Side, dir: Ino, path: Vec<u8>) -> FsResult<()> {
         let mut left = vec![(dir, path)];
         while let Some((dir, path)) = left.pop() {
-            let tree = if side == Side::Before { &mut self.before } else { &mut self.after };
+            let tree = self.tree(side);
             if !tree.dir(dir)?.is_some_and(|spot| spot.open) {
                 continue;
             }
@@ -224,24 +248,37 @@ impl<'a> Comparison<'a> {
                 Ok(entries.len() <= DIFF_CHANGES_MAX)
             })?;
             for entry in entries {
-                let place = (dir, self.volume.name_hash(&entry.name));
-                let compared = match self.links.get(&entry.ino) {
-                    Some(links) => links.has(&place),
-                    None => self.found.has(entry.ino),
-                };
-                if compared {
-                    continue;
-                }
-                let path = joined(&path, &entry.name)?;
-                let tree = if side == Side::Before { &self.before } else { &self.after };
-                let size = tree.inode(entry.ino)?.as_ref().and_then(size);
-                self.tell(one_sided(side, path.clone(), entry.kind, size), entry.ino)?;
-                if entry.kind == FileKind::Dir {
-                    left.push((entry.ino, path));
-                }
+                left.extend(self.tell_entry(side, dir, &path, entry)?);
             }
         }
         Ok(())
+    }
+
+    /// Tells of an entry of the directory that has that path, unless it is compared by itself. Returns a directory
+    /// to go on with, and its path.
+    fn tell_entry(
+        &mut self,
+        side: Side,
+        dir: Ino,
+        path: &[u8],
+        entry: Dirent,
+    ) -> FsResult<Option<(Ino, Vec<u8>)>> {
+        let place = (dir, self.volume.name_hash(&entry.name));
+        let compared = match self.links.get(&entry.ino) {
+            Some(links) => links.has(&place),
+            None => self.found.has(entry.ino),
+        };
+        if compared {
+            return Ok(None);
+        }
+        let path = joined(path, &entry.name)?;
+        let size = self.tree(side).inode(entry.ino)?.as_ref().and_then(size);
+        self.tell(one_sided(side, path.clone(), entry.kind, size), entry.ino)?;
+        Ok((entry.kind == FileKind::Dir).then_some((entry.ino, path)))
+    }
+
+    fn tree(&mut self, side: Side) -> &mut Tree<'a> {
+        if side == Side::Before { &mut self.before } else { &mut self.after }
     }
 
     fn tell(&mut self, change: Change, ino: Ino) -> FsResult<()> {
@@ -282,7 +319,10 @@ impl<'a> Comparison<'a> {
             return Ok(Some(new.change));
         };
         let content = match is.attrs.kind {
-            FileKind::File => true,
+            FileKind::File => {
+                was.attrs.size != is.attrs.size
+                    || !has_blocks((&self.before.view, old.ino, &was), (&self.after.view, new.ino, &is))?
+            }
             FileKind::Symlink => was.attrs.target != is.attrs.target,
             FileKind::Char | FileKind::Block => was.attrs.rdev != is.attrs.rdev,
             FileKind::Dir | FileKind::Fifo | FileKind::Socket => false,
@@ -312,8 +352,6 @@ fn spots(tree: &mut Tree<'_>, places: &[Place]) -> FsResult<BTreeMap<Place, Spot
     Ok(found)
 }
 
-fn by_path(spots: BTreeMap<Place, Spot>) -> Vec<Spot> {
-    let mut spots: Vec<Spot> = spots.into_values().collect();
-    spots.sort_unstable_by(|a, b| a.path.cmp(&b.path));
-    spots
+fn by_path(spots: BTreeMap<Place, Spot>) -> BTreeMap<Vec<u8>, Spot> {
+    spots.into_values().map(|spot| (spot.path.clone(), spot)).collect()
 }

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::tree::{Place, Tree};
+use super::tree::Tree;
 use crate::store::index::Ended;
 use crate::types::limits::{DIFF_CHANGES_MAX, DIFF_INODES_MAX};
 use crate::types::{Ino, Lsn};
+use crate::volume::lineage::Place;
 use crate::volume::{FsError, FsResult, Volume};
 
 /// More than can be compared at once.

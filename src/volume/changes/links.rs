@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use super::found::{Found, TOO_MANY};
-use super::tree::{Place, Tree};
+use super::tree::Tree;
 use crate::store::index::Named;
 use crate::store::model::Inode;
 use crate::types::limits::DIFF_INODES_MAX;
 use crate::types::{Ino, Lsn};
 use crate::volume::FsResult;
+use crate::volume::lineage::Place;
 
 /// The names of one file, as far as they matter.
 #[derive(Debug, Default)]

@@ -7,14 +7,15 @@ mod found;
 mod links;
 mod tree;
 
-use super::user::{SEARCH, User};
+use super::lineage::{NamePath, Place};
+use super::user::User;
 use super::{FsError, FsResult, Volume};
-use crate::store::model::FileKind;
+use crate::store::model::{Dirent, FileKind};
 use crate::types::{Ino, Lsn};
 use compare::Comparison;
 
 pub use tree::Scope;
-pub(super) use tree::{Place, Tree};
+pub(super) use tree::{Tree, joined};
 
 /// How something differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,16 +79,47 @@ impl Volume {
     /// # Errors
     /// [`FsError::TooMany`], [`FsError::NoSuchPoint`] when one of the points stopped being readable, from the
     /// store.
-    pub fn diff(&self, from: Lsn, to: Lsn, scope: Scope, user: Option<&User>) -> FsResult<Vec<Change>> {
-        let before = Tree::new(self, from, scope, user);
-        let after = Tree::new(self, to, scope, user);
-        let changes = Comparison::new(self, (from, to), scope, before, after).run();
+    pub fn diff(&self, from: Lsn, to: Lsn, scopes: [Scope; 2], user: Option<&User>) -> FsResult<Vec<Change>> {
+        let [before, after] = scopes;
+        let before = Tree::new(self, from, before, user);
+        let after = Tree::new(self, to, after, user);
+        let changes = Comparison::new(self, (from, to), before, after).run();
         // What is forgotten meanwhile may be missing, so this counts for more than any other error.
         if !self.is_readable(from) || !self.is_readable(to) {
             let text = "one of the two moments left the continuous window meanwhile; compare snapshots";
             return Err(FsError::NoSuchPoint(text.to_owned()));
         }
         changes
+    }
+
+    /// What of the volume a path means at each of two points; None if it means nothing at either. With `dir`, the
+    /// directory that has the path now, it is what lies in it. Where it means nothing at the earlier point, it is what
+    /// it means later: that may have had another path then.
+    ///
+    /// # Errors
+    /// From the store.
+    pub fn scopes(
+        &self,
+        path: &NamePath,
+        dir: Option<Ino>,
+        points: [Lsn; 2],
+        user: Option<&User>,
+    ) -> FsResult<Option<[Scope; 2]>> {
+        let look = |at| -> FsResult<Option<(Place, Dirent)>> {
+            let Some(place) = self.place_at(path, at, user)? else { return Ok(None) };
+            Ok(self.view(Some(at)).dirent(place.0, &place.1)?.map(|entry| (place, entry)))
+        };
+        let there = [look(points[0])?, look(points[1])?];
+        if let Some(dir) = dir {
+            return Ok(Some(there.map(|there| match there {
+                Some((_, entry)) if entry.kind == FileKind::Dir => Scope::Dir(entry.ino),
+                _ => Scope::Dir(dir),
+            })));
+        }
+        // What the path means later may have had another path before, with a directory above it.
+        let [was, is] = there.map(|there| there.map(|(place, _)| Scope::Name(place)));
+        let scopes = [was.or(is), is].map(|scope| scope.unwrap_or(Scope::Nothing));
+        Ok((scopes != [Scope::Nothing; 2]).then_some(scopes))
     }
 
     /// Makes what was written so far part of the present as [`Volume::latest`] names it.
@@ -101,45 +133,5 @@ impl Volume {
     /// The last record: the present as a point.
     pub fn latest(&self) -> Lsn {
         self.shared.store.last()
-    }
-
-    /// The place that a path from a directory on means: now, or when its names last meant something. A `user`
-    /// finds nothing in directories below that he may not search.
-    ///
-    /// # Errors
-    /// [`FsError::NotFound`], [`FsError::NotDir`], [`FsError::Invalid`] for a path without a name.
-    pub fn place_of(&self, dir: Ino, names: &[&[u8]], user: Option<&User>) -> FsResult<(Ino, [u8; 16])> {
-        let (last, above) = names.split_last().ok_or(FsError::Invalid("a path needs a name"))?;
-        let mut dir = dir;
-        for name in above {
-            let mut found = None;
-            self.view(None).entry_spans(dir, &self.name_hash(name), Lsn::MAX, |span| {
-                found = Some(span.item);
-                Ok(false)
-            })?;
-            let entry = found.ok_or(FsError::NotFound)?;
-            if entry.kind != FileKind::Dir {
-                return Err(FsError::NotDir);
-            }
-            dir = entry.ino;
-            if let Some(user) = user
-                && !self.could_search(dir, user)?
-            {
-                return Err(FsError::NotFound);
-            }
-        }
-        Ok((dir, self.name_hash(last)))
-    }
-
-    /// Whether a user may search a directory, as it is or last was.
-    fn could_search(&self, dir: Ino, user: &User) -> FsResult<bool> {
-        let mut newest = None;
-        self.view(None).inode_spans(dir, Lsn::MAX, |span| {
-            newest = Some(span);
-            Ok(false)
-        })?;
-        let Some(span) = newest else { return Ok(false) };
-        let at = (span.end < Lsn::MAX).then_some(Lsn(span.end.0.saturating_sub(1)));
-        Ok(self.granted(at, dir, &span.item.attrs, user)? & SEARCH != 0)
     }
 }

@@ -7,11 +7,9 @@ use crate::store::index::View;
 use crate::store::model::Inode;
 use crate::types::limits::DIFF_PATH_BYTES_MAX;
 use crate::types::{Ino, Lsn};
+use crate::volume::lineage::Place;
 use crate::volume::user::{READ, SEARCH, User};
 use crate::volume::{FsError, FsResult, Volume};
-
-/// A name in a directory: the directory and the hash of the name.
-pub type Place = (Ino, [u8; 16]);
 
 /// What of a volume is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +18,8 @@ pub enum Scope {
     Dir(Ino),
     /// What has that name, and what is below it.
     Name(Place),
+    /// Nothing: a path that leads nowhere.
+    Nothing,
 }
 
 /// Where something lies, from the scope on.
@@ -64,6 +64,11 @@ impl<'a> Tree<'a> {
         Ok(self.view.inode(ino)?.map(|v| v.item).filter(|i| i.attrs.nlink > 0))
     }
 
+    /// What is looked at.
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
     fn grants(&self, ino: Ino, inode: &Inode, wanted: u16) -> FsResult<bool> {
         let Some(user) = self.user else { return Ok(true) };
         Ok(self.volume.granted(self.view.at(), ino, &inode.attrs, user)? & wanted == wanted)
@@ -93,7 +98,7 @@ impl<'a> Tree<'a> {
             return Ok(known);
         }
         let from = match self.scope {
-            Scope::Dir(Ino::ROOT) => None,
+            Scope::Dir(Ino::ROOT) | Scope::Nothing => None,
             Scope::Dir(dir) => self.inode(dir)?.map(|inode| inode.attrs.parent),
             Scope::Name((parent, _)) => Some(parent),
         };
@@ -120,7 +125,7 @@ impl<'a> Tree<'a> {
             let begins = match self.scope {
                 Scope::Dir(dir) => (at == dir).then(Vec::new),
                 Scope::Name(name) if name == place => self.name(place)?,
-                Scope::Name(_) => None,
+                Scope::Name(_) | Scope::Nothing => None,
             };
             if let Some(path) = begins {
                 let open = self.reachable()? && self.grants(at, &inode, self.wanted)?;

@@ -5,11 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::find::Found;
-use super::{Host, Past, Place, TRIES, refuse};
+use super::{Host, Past, TRIES, refuse};
 use crate::store::control::Control;
 use crate::store::model::Edit;
 use crate::types::limits::SWEEP_ITEMS_MAX;
 use crate::types::{Ino, Lsn};
+use crate::volume::lineage::NamePath;
 use crate::volume::restore::Touched;
 use crate::volume::{FsError, FsResult, Volume, Volumes};
 
@@ -27,7 +28,7 @@ impl Volumes {
     pub(super) fn begin_purge(
         &self,
         volume: &Volume,
-        place: Place,
+        path: &NamePath,
         found: &Found,
     ) -> FsResult<Option<Touched>> {
         // No snapshot is made, held or deleted between the last look at them and the intent.
@@ -35,7 +36,7 @@ impl Volumes {
         {
             let _gate = volume.enter();
             let _names = volume.namespace.lock();
-            match volume.lineage(place) {
+            match volume.files_of(path) {
                 // Some of it may have been forgotten meanwhile; its bytes are still to go.
                 Ok(inodes) if inodes.is_subset(&found.purge.inodes) => {}
                 Err(FsError::NotFound) => {}

@@ -1,14 +1,15 @@
 //! What belongs to a file: the inodes that its name meant, and the names that these have or had.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Place, Purged, PurgedName};
+use super::{Purged, PurgedName};
 use crate::store::index::keys::{self, Family};
 use crate::store::model::{Dirent, FileKind};
 use crate::store::{Purge, PurgeData};
 use crate::types::limits::PURGE_LISTED_MAX;
 use crate::types::{Ino, Lsn};
-use crate::volume::log::Meaning;
+use crate::volume::changes::joined;
+use crate::volume::lineage::{NamePath, Place};
 use crate::volume::{FsError, FsResult, Volume};
 
 /// Other files with the same data that are told.
@@ -61,36 +62,24 @@ impl Found {
 }
 
 impl Volume {
-    /// The inodes that a name means or ever meant, and those that took its place from one another before: as
-    /// [`Volume::versions`] walks, but for what an earlier name of one of them meant at other times.
-    pub(in crate::volume) fn lineage(&self, place: Place) -> FsResult<BTreeSet<Ino>> {
-        let mut meanings = Vec::new();
-        let mut is_dir = None;
-        self.view(None).entry_spans(place.0, &place.1, Lsn::MAX, |span| {
-            let dir = span.item.kind == FileKind::Dir;
-            is_dir.get_or_insert(dir);
-            meanings.extend((!dir).then(|| Meaning::of(place, &span)));
-            Ok(true)
-        })?;
-        match is_dir {
+    /// The inodes that a path means or ever meant, and those that were before them, as [`Volume::versions`] walks.
+    pub(in crate::volume) fn files_of(&self, path: &NamePath) -> FsResult<BTreeSet<Ino>> {
+        match self.last_meaning(path, None)? {
             None => return Err(FsError::NotFound),
-            Some(true) => return Err(FsError::IsDir),
-            Some(false) => {}
+            Some(meaning) if meaning.kind == FileKind::Dir => return Err(FsError::IsDir),
+            Some(_) => {}
         }
-        let (mut inodes, mut seen) = (BTreeSet::new(), HashSet::new());
-        for meaning in meanings {
-            let mut next = Some(meaning);
-            while let Some(meaning) = next.filter(|m| seen.insert((m.place, m.since))) {
-                inodes.insert(meaning.ino);
-                next = self.replaced_by(meaning)?.0;
-            }
+        let mut inodes = BTreeSet::new();
+        let mut lineage = self.lineage(path, None)?;
+        while let Some(meaning) = lineage.next()? {
+            inodes.insert(meaning.ino);
         }
         Ok(inodes)
     }
 
-    /// Finds what a purge of `place` is about, with all that was written of it.
-    pub(super) fn find_purge(&self, place: Place) -> FsResult<Found> {
-        let inodes = self.lineage(place)?;
+    /// Finds what a purge of `path` is about, with all that was written of it.
+    pub(super) fn find_purge(&self, path: &NamePath) -> FsResult<Found> {
+        let inodes = self.files_of(path)?;
         if self.shared.store.read_only().is_none() {
             for ino in &inodes {
                 match self.commit_file(*ino) {
@@ -161,13 +150,15 @@ impl Volume {
         };
         let mut paths: BTreeMap<Vec<u8>, PurgedName> = BTreeMap::new();
         for name in &found.names {
-            let path = self.path_of(name)?;
             let lives = found.lives.get(&name.ino).into_iter().flatten();
             let versions = lives.filter(|l| l.since < name.end && name.since < l.end).count() as u64;
-            let known = paths.entry(path.clone());
-            let known = known.or_insert_with(|| PurgedName { path, live: false, versions: 0 });
-            known.live |= name.is_live();
-            known.versions += versions;
+            let seen = self.paths_of(name)?;
+            for (path, live) in seen {
+                let known = paths.entry(path.clone());
+                let known = known.or_insert_with(|| PurgedName { path, live: false, versions: 0 });
+                known.live |= live;
+                known.versions += versions;
+            }
         }
         report.names_total = paths.len() as u64;
         report.names = paths.into_values().take(PURGE_LISTED_MAX).collect();
@@ -191,19 +182,32 @@ impl Volume {
         Ok(report)
     }
 
-    /// The path that a name was last seen under.
-    fn path_of(&self, name: &Name) -> FsResult<Vec<u8>> {
-        let at = match name.is_live() {
-            true => None,
-            false => self.newest_reaching(name.place.0, name.since, name.end)?,
-        };
-        let dir = if name.is_live() || at.is_some() { self.view(at).path(name.place.0)? } else { None };
-        let mut path = dir.unwrap_or_else(|| b"...".to_vec());
-        if !path.is_empty() {
-            path.push(b'/');
+    /// The path that a name was last seen under, and whether it is now; and the one that it had in the newest
+    /// snapshot, if that is another one: a directory above may have been renamed.
+    fn paths_of(&self, name: &Name) -> FsResult<Vec<(Vec<u8>, bool)>> {
+        let (dir, _) = name.place;
+        let mut paths = Vec::new();
+        if name.is_live() {
+            // Also what no point shows.
+            let dir = self.view(None).path(dir)?;
+            paths.extend(dir.map(|dir| joined(&dir, &name.name)).transpose()?.map(|path| (path, true)));
         }
-        path.extend_from_slice(&name.name);
-        Ok(path)
+        if let Some(at) = self.newest_reaching(dir, name.since, name.end)? {
+            if paths.is_empty() {
+                paths.extend(self.path_at(name.place, at, None)?.map(|path| (path, false)));
+            }
+            let shown = self.snapshots_in(name.since, at)?;
+            if let Some(newest) = self.reaching(dir, shown)?.last()
+                && let Some(path) = self.path_at(name.place, *newest, None)?
+                && paths.iter().all(|(known, _)| *known != path)
+            {
+                paths.push((path, false));
+            }
+        }
+        if paths.is_empty() {
+            paths.push(([b".../", name.name.as_slice()].concat(), name.is_live()));
+        }
+        Ok(paths)
     }
 
     /// The points, not being deleted, that show a version of it, oldest first.

@@ -8,6 +8,7 @@ mod erase;
 mod find;
 mod guard;
 
+use super::lineage::NamePath;
 use super::restore::Touched;
 use super::{FsError, FsResult, Volume, Volumes};
 use crate::store::NamedFile;
@@ -19,9 +20,6 @@ use find::Found;
 const TRIES: usize = 8;
 /// Reasons of a refusal that are told.
 const REASONS_MAX: usize = 5;
-
-/// A name in a directory, by its hash.
-pub type Place = (Ino, [u8; 16]);
 
 /// What a kernel may know of the past of files that are erased, with the records from which on and before which
 /// points show it.
@@ -95,17 +93,17 @@ pub struct Purged {
 }
 
 impl Volumes {
-    /// Erases what `place` means or ever meant from the present and from every point, and its bytes from the disk;
+    /// Erases what `path` means or ever meant from the present and from every point, and its bytes from the disk;
     /// with `dry_run` only says what that would be.
     ///
     /// # Errors
-    /// [`FsError::NotFound`] when the name never meant anything that is still known, [`FsError::IsDir`],
+    /// [`FsError::NotFound`] when the path never meant anything that is still known, [`FsError::IsDir`],
     /// [`FsError::Held`] and [`FsError::Refused`] with the reason, with nothing changed. After any other error the
     /// purge may have begun, and [`Volumes::resume_purge`] goes on.
     pub fn purge(
         &self,
         volume: &Volume,
-        place: Place,
+        path: &NamePath,
         dry_run: bool,
         host: &dyn Host,
         control: &Control,
@@ -119,7 +117,7 @@ impl Volumes {
             volume.remove_stages()?;
         }
         for _ in 0..TRIES {
-            let found = volume.find_purge(place)?;
+            let found = volume.find_purge(path)?;
             let mut report = volume.describe_purge(&found)?;
             report.refused = volume.purge_refusals(&found)?;
             if report.refused.is_empty() && self.shared.store.read_only().is_none() {
@@ -129,7 +127,7 @@ impl Volumes {
                 return Ok(report);
             }
             refuse(&report.refused)?;
-            if let Some(touched) = self.begin_purge(volume, place, &found)? {
+            if let Some(touched) = self.begin_purge(volume, path, &found)? {
                 report.left = self.carry_out(volume, found, touched, host, control)?;
                 report.notes = self.shared.store.purge_notes()?;
                 return Ok(report);

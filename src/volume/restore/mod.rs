@@ -12,7 +12,6 @@ mod clean;
 mod kept;
 mod plan;
 mod rights;
-mod same;
 mod stage;
 mod switch;
 mod walk;

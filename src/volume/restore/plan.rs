@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::same::{has_attributes, is_same};
 use super::walk::{Entries, check_depth, walk};
 use super::{Counts, Restore};
 use crate::store::index::{Version, View};
 use crate::store::model::{Dirent, FileKind, Inode};
 use crate::types::Ino;
 use crate::types::limits::{RECORD_BYTES_MAX, RECORD_EDITS_MAX, RESTORE_LINKS_MAX};
+use crate::volume::same::{has_attributes, is_same};
 use crate::volume::{FsError, FsResult, Volume};
 
 /// Edits of the record that makes a restore visible; the rest of what a record may have is for rounding.

@@ -30,6 +30,7 @@ fn walk(volume: &Volume, at: Lsn, scope: &Scope) -> Walked {
                 }
             }
         }
+        Scope::Nothing => {}
     }
     while let Some((dir, path)) = left.pop() {
         if !volume.getattr(Some(at), dir).is_ok_and(|a| a.attrs.nlink > 0) {
@@ -50,9 +51,9 @@ fn walk(volume: &Volume, at: Lsn, scope: &Scope) -> Walked {
     found
 }
 
-fn bytes_differ(volume: &Volume, ino: Ino, points: (Lsn, Lsn), size: u64) -> bool {
-    let read = |at, offset| volume.read(Some(at), ino, offset, 1 << 20).unwrap();
-    (0..size).step_by(1 << 20).any(|offset| read(points.0, offset) != read(points.1, offset))
+fn bytes_differ(volume: &Volume, inodes: (Ino, Ino), points: (Lsn, Lsn), size: u64) -> bool {
+    let read = |at, ino, offset| volume.read(Some(at), ino, offset, 1 << 20).unwrap();
+    (0..size).step_by(1 << 20).any(|at| read(points.0, inodes.0, at) != read(points.1, inodes.1, at))
 }
 
 /// In what two inodes differ, by all that a program can see of them.
@@ -67,9 +68,9 @@ fn what(volume: &Volume, points: (Lsn, Lsn), old: Ino, new: Ino) -> What {
     };
     let content = match is.kind {
         FileKind::File if old == new => {
-            (was.size, was.mtime) != (is.size, is.mtime) || bytes_differ(volume, old, points, is.size)
+            (was.size, was.mtime) != (is.size, is.mtime) || bytes_differ(volume, (old, new), points, is.size)
         }
-        FileKind::File => true,
+        FileKind::File => was.size != is.size || bytes_differ(volume, (old, new), points, is.size),
         FileKind::Symlink => was.target != is.target,
         _ => was.rdev != is.rdev,
     };
@@ -82,8 +83,8 @@ fn what(volume: &Volume, points: (Lsn, Lsn), old: Ino, new: Ino) -> What {
     }
 }
 
-fn expected(volume: &Volume, points: (Lsn, Lsn), scope: &Scope) -> Vec<Change> {
-    let (was, is) = (walk(volume, points.0, scope), walk(volume, points.1, scope));
+fn expected(volume: &Volume, points: (Lsn, Lsn), [before, after]: &[Scope; 2]) -> Vec<Change> {
+    let (was, is) = (walk(volume, points.0, before), walk(volume, points.1, after));
     let size = |at, ino| {
         let attrs = volume.getattr(Some(at), ino).unwrap().attrs;
         matches!(attrs.kind, FileKind::File | FileKind::Symlink).then_some(attrs.size)
@@ -105,13 +106,14 @@ fn expected(volume: &Volume, points: (Lsn, Lsn), scope: &Scope) -> Vec<Change> {
             what,
         });
     };
-    if let Scope::Dir(dir) = scope
-        && [points.0, points.1]
+    if let (Scope::Dir(old), Scope::Dir(new)) = (before, after)
+        && [(points.0, old), (points.1, new)]
             .iter()
-            .all(|at| volume.getattr(Some(*at), *dir).is_ok_and(|a| a.attrs.nlink > 0))
+            .all(|(at, dir)| volume.getattr(Some(*at), **dir).is_ok_and(|a| a.attrs.nlink > 0))
     {
-        told(How::Modified, b"", None, Some(*dir), Some(*dir));
+        told(How::Modified, b"", None, Some(*old), Some(*new));
     }
+    let is_one = before == after;
     let mut removed: BTreeMap<&[u8], Ino> = BTreeMap::new();
     let mut added: BTreeMap<&[u8], Ino> = BTreeMap::new();
     let all: BTreeSet<Ino> = was.values().chain(is.values()).map(|(_, ino)| *ino).collect();
@@ -120,17 +122,26 @@ fn expected(volume: &Volume, points: (Lsn, Lsn), scope: &Scope) -> Vec<Change> {
             walked.iter().filter(|(_, (_, i))| *i == ino).map(|(place, _)| place.clone()).collect()
         };
         let (then, now) = (of(&was), of(&is));
-        for place in then.intersection(&now) {
+        // Where two things are compared only paths count.
+        let kept = then.intersection(&now).filter(|_| is_one);
+        let kept: BTreeSet<(Ino, Vec<u8>)> = kept.cloned().collect();
+        for place in &kept {
             told(How::Modified, &is[place].0, None, Some(ino), Some(ino));
         }
-        let mut gone: Vec<&[u8]> = then.difference(&now).map(|place| &was[place].0[..]).collect();
-        let mut came: Vec<&[u8]> = now.difference(&then).map(|place| &is[place].0[..]).collect();
-        gone.sort_unstable();
-        came.sort_unstable();
-        for (from, to) in gone.iter().zip(&came) {
+        let mut gone: BTreeSet<&[u8]> = then.difference(&kept).map(|place| &was[place].0[..]).collect();
+        let mut came: BTreeSet<&[u8]> = now.difference(&kept).map(|place| &is[place].0[..]).collect();
+        // In other directories, under the same path.
+        let same: Vec<&[u8]> = gone.intersection(&came).copied().collect();
+        for path in same {
+            told(How::Modified, path, None, Some(ino), Some(ino));
+            gone.remove(path);
+            came.remove(path);
+        }
+        let (gone, came): (Vec<&[u8]>, Vec<&[u8]>) = (gone.into_iter().collect(), came.into_iter().collect());
+        let renamed = if is_one { gone.len().min(came.len()) } else { 0 };
+        for (from, to) in gone.iter().zip(&came).take(renamed) {
             told(How::Renamed, to, Some(from), Some(ino), Some(ino));
         }
-        let renamed = gone.len().min(came.len());
         removed.extend(gone[renamed..].iter().map(|path| (*path, ino)));
         added.extend(came[renamed..].iter().map(|path| (*path, ino)));
     }
@@ -170,13 +181,13 @@ fn agree(found: &[Change], expected: &[Change]) -> Result<(), String> {
     if rest.is_empty() { Ok(()) } else { Err(format!("did not find {rest:#?}, but {found:#?}")) }
 }
 
-fn check(volume: &Volume, points: (Lsn, Lsn), scope: Scope) -> Outcome {
-    let found = volume.diff(points.0, points.1, scope, None).map_err(|e| e.to_string())?;
+fn check(volume: &Volume, points: (Lsn, Lsn), scopes: [Scope; 2]) -> Outcome {
+    let found = volume.diff(points.0, points.1, scopes, None).map_err(|e| e.to_string())?;
     if sorted(found.clone()) != found {
         return Err(format!("not in order: {found:?}"));
     }
-    agree(&found, &expected(volume, points, &scope))
-        .map_err(|e| format!("between {} and {}, {scope:?}: {e}", points.0, points.1))
+    agree(&found, &expected(volume, points, &scopes))
+        .map_err(|e| format!("between {} and {}, {scopes:?}: {e}", points.0, points.1))
 }
 
 fn history(setup: Setup, ops: &[Op], picks: &[(u8, u8, u8)]) -> Outcome {
@@ -195,13 +206,17 @@ fn history(setup: Setup, ops: &[Op], picks: &[(u8, u8, u8)]) -> Outcome {
     let dirs = run.dirs();
     for (a, b, scope) in picks {
         let (a, b) = (points[*a as usize % points.len()], points[*b as usize % points.len()]);
-        let dir = dirs[*scope as usize / 3 % dirs.len()];
-        let scope = match scope % 3 {
-            0 => Scope::Dir(Ino::ROOT),
-            1 => Scope::Dir(dir),
-            _ => Scope::Name((dir, volume.name_hash(&name(scope % 6)))),
+        let dir = dirs[*scope as usize / 4 % dirs.len()];
+        let other = dirs[*scope as usize / 7 % dirs.len()];
+        let scopes = match scope % 6 {
+            0 => [Scope::Dir(Ino::ROOT); 2],
+            1 => [Scope::Dir(dir); 2],
+            2 => [Scope::Dir(dir), Scope::Dir(other)],
+            3 => [Scope::Nothing, Scope::Name((dir, volume.name_hash(&name(scope % 7))))],
+            4 => [dir, other].map(|dir| Scope::Name((dir, volume.name_hash(&name(scope % 6))))),
+            _ => [Scope::Name((dir, volume.name_hash(&name(scope % 6)))); 2],
         };
-        check(&volume, (a.min(b), a.max(b)), scope)?;
+        check(&volume, (a.min(b), a.max(b)), scopes)?;
     }
     Ok(())
 }
@@ -223,7 +238,7 @@ fn lines(bench: &Bench, a: Lsn, scope: Scope, user: Option<&User>) -> Vec<String
 }
 
 pub fn lines_between(bench: &Bench, a: Lsn, b: Lsn, scope: Scope, user: Option<&User>) -> Vec<String> {
-    let changes = bench.main().diff(a, b, scope, user).unwrap();
+    let changes = bench.main().diff(a, b, [scope; 2], user).unwrap();
     let line = |c: &Change| {
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
         let from = c.from.as_ref().map_or(String::new(), |from| format!("{} -> ", text(from)));
@@ -250,7 +265,7 @@ fn a_file_written_aside_and_renamed_over_another_is_that_one_modified() {
     bench.write(new, 0, b"newer");
     rename(&bench, (Ino::ROOT, "f.tmp"), (Ino::ROOT, "f"));
     assert_eq!(lines(&bench, a, ROOT, None), ["Modified f*"]);
-    let changes = bench.main().diff(a, bench.main().latest(), ROOT, None).unwrap();
+    let changes = bench.main().diff(a, bench.main().latest(), [ROOT; 2], None).unwrap();
     assert_eq!((changes[0].size_before, changes[0].size_after), (Some(3), Some(5)));
 }
 
@@ -382,4 +397,64 @@ fn what_moved_into_a_part_of_the_volume_came_with_all_that_it_holds() {
     assert_eq!(lines(&bench, a, Scope::Dir(part), None), below_part);
     let whole = ["Renamed moved -> part/here", "Modified part/here/below/file*", "Added part/here/below/new"];
     assert_eq!(lines(&bench, a, ROOT, None), whole);
+}
+
+/// The scopes of a path, as a directory if it is one now.
+fn scopes(bench: &Bench, path: &[&str], a: Lsn) -> [Scope; 2] {
+    let main = bench.main();
+    let look = |dir, name: &&str| main.lookup(None, dir, name.as_bytes()).map(|attr| attr.ino);
+    let dir = path.iter().try_fold(Ino::ROOT, look).ok();
+    let dir = dir.filter(|ino| main.getattr(None, *ino).unwrap().attrs.kind == FileKind::Dir);
+    let path = main.name_path(Ino::ROOT, path).unwrap();
+    main.scopes(&path, dir, [a, main.latest()], None).unwrap().unwrap()
+}
+
+#[test]
+fn what_is_made_again_as_it_was_has_not_changed_and_other_contents_have() {
+    let bench = Bench::new(quiet());
+    let main = bench.main();
+    let dir = bench.make(Ino::ROOT, "d", FileKind::Dir);
+    for (i, name) in ["same", "other", "gone"].iter().enumerate() {
+        let file = bench.file(dir, name);
+        bench.write(file, 0, &noise(i as u64, 700_000));
+    }
+    let a = bench.snapshot("a");
+    rename(&bench, (Ino::ROOT, "d"), (Ino::ROOT, "old"));
+    let new = bench.make(Ino::ROOT, "d", FileKind::Dir);
+    for (name, seed) in [("same", 0), ("other", 7), ("added", 8)] {
+        let file = bench.file(new, name);
+        bench.write(file, 0, &noise(seed, 700_000));
+    }
+    main.commit_all().unwrap();
+    let told = |path: &[&str]| {
+        let changes = main.diff(a, main.latest(), scopes(&bench, path, a), None).unwrap();
+        changes
+            .iter()
+            .map(|c| format!("{:?} {}", c.how, String::from_utf8_lossy(&c.path)))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(told(&["d"]), ["Added added", "Removed gone", "Modified other"]);
+    assert_eq!(told(&["d", "same"]), Vec::<String>::new());
+    assert_eq!(told(&["d", "other"]), ["Modified other"]);
+    assert_eq!(told(&["d", "gone"]), ["Removed gone"]);
+    assert_eq!(told(&["old"]), Vec::<String>::new(), "it had another name");
+    let path = main.name_path(Ino::ROOT, &["d", "never"]).unwrap();
+    assert_eq!(main.scopes(&path, None, [a, main.latest()], None).unwrap(), None);
+    for name in ["same", "other", "added"] {
+        main.unlink(new, name.as_bytes(), None).unwrap();
+    }
+    main.rmdir(Ino::ROOT, b"d", None).unwrap();
+    assert_eq!(told(&["d", "same"]), ["Removed same"]);
+    // The very files, in a directory that takes the other's path.
+    let third = bench.make(Ino::ROOT, "third", FileKind::Dir);
+    for name in ["same", "other", "gone"] {
+        rename(&bench, (dir, name), (third, name));
+    }
+    main.rmdir(Ino::ROOT, b"old", None).unwrap();
+    rename(&bench, (Ino::ROOT, "third"), (Ino::ROOT, "d"));
+    for path in [&["d"][..], &["d", "other"]] {
+        assert_eq!(told(path), Vec::<String>::new());
+    }
+    let changes = main.diff(a, main.latest(), [ROOT; 2], None).unwrap();
+    assert_eq!(changes, [], "of the whole volume");
 }

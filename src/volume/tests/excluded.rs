@@ -273,9 +273,9 @@ fn log_diff_and_rules_pass_over_what_is_excluded() {
     bench.volumes().sync().unwrap();
     let to = bench.snapshot("t");
     let main = bench.main();
-    assert_eq!(main.diff(from, to, Scope::Dir(Ino::ROOT), None).unwrap(), []);
-    let place = (Ino::ROOT, main.name_hash(b"a.tmp"));
-    let refused = main.versions(place, None, &mut |_| Ok(true)).unwrap_err().to_string();
+    assert_eq!(main.diff(from, to, [Scope::Dir(Ino::ROOT); 2], None).unwrap(), []);
+    let path = main.name_path(Ino::ROOT, &[b"a.tmp"]).unwrap();
+    let refused = main.versions(&path, None, &mut |_| Ok(true)).unwrap_err().to_string();
     assert!(refused.contains("excluded from the history"), "{refused}");
     main.set_policy(&Setting::all(&["on-close=**".into()]).unwrap(), false).unwrap();
     let plain = bench.file(Ino::ROOT, "plain");

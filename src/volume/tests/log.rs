@@ -1,5 +1,7 @@
 //! `versions` against looking at every moment.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 use proptest::test_runner::{Config as Proptest, TestRunner};
 
@@ -7,14 +9,13 @@ use super::ops::{Op, Setup, op, setup};
 use super::run::{self, Outcome, Run};
 use super::*;
 
-type Place = (Ino, [u8; 16]);
-/// What a version is known by: inode, size, modification time, author, and the name.
-type Key = (Ino, u64, Timestamp, u32, Place);
+/// What a version is known by: inode, size, modification time and author.
+type Key = (Ino, u64, Timestamp, u32);
 
 /// The versions; `None` of a directory.
-fn versions(volume: &Volume, place: Place) -> Result<Option<Vec<FileVersion>>, String> {
+fn versions(volume: &Volume, path: &NamePath) -> Result<Option<Vec<FileVersion>>, String> {
     let mut all = Vec::new();
-    let result = volume.versions(place, None, &mut |version| {
+    let result = volume.versions(path, None, &mut |version| {
         all.push(version);
         Ok(true)
     });
@@ -26,8 +27,8 @@ fn versions(volume: &Volume, place: Place) -> Result<Option<Vec<FileVersion>>, S
     }
 }
 
-fn found(volume: &Volume, place: Place) -> Result<Vec<FileVersion>, String> {
-    versions(volume, place).map(Option::unwrap_or_default)
+fn found(volume: &Volume, path: &NamePath) -> Result<Vec<FileVersion>, String> {
+    versions(volume, path).map(Option::unwrap_or_default)
 }
 
 /// From where on every moment can be read. A policy moves it: before it, there are only points.
@@ -35,45 +36,65 @@ fn floor(volume: &Volume) -> Lsn {
     volume.with_state(|v| v.floor.max(v.created)).unwrap()
 }
 
-/// The versions by looking at every record's moment, backwards.
-fn expected(volume: &Volume, mut place: Place) -> Vec<Key> {
-    let floor = floor(volume);
-    let mut keys: Vec<Key> = Vec::new();
-    // The inode that is followed, and the oldest moment at which the name was seen to mean it.
-    let mut followed: Option<(Ino, Lsn)> = None;
-    for at in (floor.0..=volume.latest().0).rev().map(Lsn) {
-        let view = volume.view(Some(at));
-        let mut entry = view.dirent(place.0, &place.1).unwrap();
-        if let Some((ino, since)) =
-            followed.filter(|_| entry.as_ref().is_none_or(|e| e.kind == FileKind::Dir))
-            && since == at.next()
-            && let Some(inode) = view.inode(ino).unwrap().filter(|i| i.item.attrs.nlink > 0)
-        {
-            let before = (inode.item.attrs.parent, inode.item.attrs.name);
-            let other = view.dirent(before.0, &before.1).unwrap().filter(|e| e.ino == ino && before != place);
-            if other.is_some() {
-                (place, entry) = (before, other);
+/// The versions by looking at every record's moment, backwards: of all that the path meant, and, where it began to
+/// mean something out of nothing, of what that was before.
+fn expected(volume: &Volume, path: &NamePath) -> Vec<Key> {
+    let moments: Vec<Lsn> = (floor(volume).0..=volume.latest().0).rev().map(Lsn).collect();
+    let entry = |place: Place, at: Lsn| volume.view(Some(at)).dirent(place.0, &place.1).unwrap();
+    let meant = |at: Lsn| {
+        let place = volume.place_at(path, at, None).unwrap()?;
+        entry(place, at).filter(|entry| entry.kind != FileKind::Dir).map(|entry| (place, entry.ino))
+    };
+    let mut keys: Vec<(Place, Key)> = Vec::new();
+    let mut told: BTreeSet<(Place, Ino, Lsn)> = BTreeSet::new();
+    for (i, start) in moments.iter().enumerate() {
+        // Where an interval of the path ends.
+        let Some(mut now) = meant(*start).filter(|now| i == 0 || meant(moments[i - 1]) != Some(*now)) else {
+            continue;
+        };
+        let (mut on_path, mut last) = (true, None);
+        for at in &moments[i..] {
+            let on_path_still = on_path && meant(*at) == Some(now);
+            if on_path && !on_path_still && meant(*at).is_some() {
+                // What it replaced is an interval of its own.
+                break;
             }
-        }
-        match entry {
-            Some(entry) if entry.kind == FileKind::Dir => break,
-            Some(entry) => {
-                let attrs = view.inode(entry.ino).unwrap().unwrap().item.attrs;
-                let key = (entry.ino, attrs.size, attrs.mtime, attrs.author, place);
-                if keys.last() != Some(&key) {
-                    keys.push(key);
+            on_path = on_path_still;
+            if !on_path {
+                let there = entry(now.0, *at).filter(|entry| entry.kind != FileKind::Dir);
+                match there {
+                    Some(there) => now = (now.0, there.ino),
+                    None => {
+                        let inode = volume.view(Some(*at)).inode(now.1).unwrap();
+                        let Some(inode) = inode.filter(|inode| inode.item.attrs.nlink > 0) else { break };
+                        let place = (inode.item.attrs.parent, inode.item.attrs.name);
+                        if place == now.0 || entry(place, *at).is_none_or(|entry| entry.ino != now.1) {
+                            break;
+                        }
+                        now = (place, now.1);
+                    }
                 }
-                followed = Some((entry.ino, at));
             }
-            None => {}
+            let reached = volume.view(Some(*at)).path(now.0.0).unwrap().is_some();
+            if !told.insert((now.0, now.1, *at)) || !reached {
+                continue;
+            }
+            let attrs = volume.view(Some(*at)).inode(now.1).unwrap().unwrap().item.attrs;
+            let key = (now.1, attrs.size, attrs.mtime, attrs.author);
+            if last != Some((now.0, key)) {
+                keys.push((now.0, key));
+            }
+            last = Some((now.0, key));
         }
     }
+    let mut keys: Vec<Key> = keys.into_iter().map(|(_, key)| key).collect();
+    keys.sort_unstable();
     keys
 }
 
 /// Each version can be read at the moment it names, and the snapshots it names show it.
-fn check_moments(volume: &Volume, place: Place) -> Result<usize, String> {
-    let all = found(volume, place)?;
+fn check_moments(volume: &Volume, path: &NamePath) -> Result<usize, String> {
+    let all = found(volume, path)?;
     for version in &all {
         let resolve = |at: Lsn| {
             let names: Vec<&[u8]> = version.path.split(|b| *b == b'/').collect();
@@ -106,6 +127,22 @@ fn check_moments(volume: &Volume, place: Place) -> Result<usize, String> {
     Ok(all.len())
 }
 
+/// What the path itself showed comes newest first.
+fn check_order(volume: &Volume, path: &NamePath) -> Outcome {
+    let mut last = Lsn::MAX;
+    for version in found(volume, path)? {
+        let place = volume.place_at(path, version.lsn, None).map_err(|e| e.to_string())?;
+        let there = place.and_then(|(dir, name)| volume.view(Some(version.lsn)).dirent(dir, &name).unwrap());
+        if there.is_some_and(|there| there.ino == version.ino) {
+            if version.lsn > last {
+                return Err(format!("{version:?} comes after what was before {last}"));
+            }
+            last = version.lsn;
+        }
+    }
+    Ok(())
+}
+
 fn history(setup: Setup, ops: &[Op], picks: &[(u8, u8)]) -> Outcome {
     let mut run = Run::new(setup);
     for (i, op) in ops.iter().enumerate() {
@@ -113,18 +150,26 @@ fn history(setup: Setup, ops: &[Op], picks: &[(u8, u8)]) -> Outcome {
     }
     run.sync()?;
     let volume = run.volume();
-    let dirs: Vec<Ino> = run.known.iter().copied().collect();
+    let (dirs, paths): (Vec<Ino>, Vec<_>) =
+        (run.known.iter().copied().collect(), run.paths().into_iter().collect());
     for (dir, name) in picks {
-        let dir = dirs[*dir as usize % dirs.len().min(4)];
-        let place = (dir, volume.name_hash(&run::name(name % 6)));
-        check_moments(&volume, place)?;
-        if let Some(found) = versions(&volume, place)?.filter(|_| setup.window) {
+        // A path that the model knows, or some name in some directory.
+        let path = match paths.get(*name as usize % paths.len().max(1)).filter(|_| dir % 4 > 0) {
+            Some(names) => volume.name_path(Ino::ROOT, names).unwrap(),
+            None => {
+                let dir = dirs[*dir as usize / 4 % dirs.len().min(4)];
+                volume.name_path(dir, &[run::name(name % 6)]).unwrap()
+            }
+        };
+        check_moments(&volume, &path)?;
+        check_order(&volume, &path)?;
+        if let Some(found) = versions(&volume, &path)?.filter(|_| setup.window) {
             let found = found.iter().filter(|v| v.lsn >= floor(&volume));
-            let found: Vec<_> = found.map(|v| (v.ino, v.size, v.time, v.author)).collect();
-            let expected: Vec<_> =
-                expected(&volume, place).into_iter().map(|(i, s, t, a, _)| (i, s, t, a)).collect();
+            let mut found: Vec<_> = found.map(|v| (v.ino, v.size, v.time, v.author)).collect();
+            found.sort_unstable();
+            let expected = expected(&volume, &path);
             if found != expected {
-                return Err(format!("{place:?}: found {found:#?}, expected {expected:#?}"));
+                return Err(format!("{path:?}: found {found:#?}, expected {expected:#?}"));
             }
         }
     }
@@ -160,9 +205,9 @@ fn a_file_that_is_saved_by_renaming_has_all_its_versions_also_when_it_is_gone() 
     }
     bench.clock.advance(1_000_000_000);
     bench.care();
-    let place = bench.main().place_of(Ino::ROOT, &[b"f"], None).unwrap();
+    let path = bench.main().name_path(Ino::ROOT, &[b"f"]).unwrap();
     let told = || {
-        let all = found(bench.main(), place).unwrap();
+        let all = found(bench.main(), &path).unwrap();
         all.into_iter().map(|v| (v.author, v.size, v.snapshots.join(","))).collect::<Vec<_>>()
     };
     let kept = [(5, 500, "s5".to_owned()), (3, 300, "s3".to_owned()), (1, 100, "s1".to_owned())];
@@ -191,14 +236,14 @@ fn a_renamed_file_keeps_its_versions_and_says_what_it_was_called() {
     bench.write(file, 0, b"one two");
     let (from, to) = ((dir, b"draft".as_slice()), (Ino::ROOT, b"final".as_slice()));
     bench.main().rename(from, to, RenameMode::Replace, None).unwrap();
-    let place = bench.main().place_of(Ino::ROOT, &[b"final"], None).unwrap();
-    let all = found(bench.main(), place).unwrap();
+    let path = bench.main().name_path(Ino::ROOT, &[b"final"]).unwrap();
+    let all = found(bench.main(), &path).unwrap();
     let told: Vec<_> = all.iter().map(|v| (String::from_utf8(v.path.clone()).unwrap(), v.size)).collect();
     let expected = [("final", 7), ("d/draft", 7), ("d/draft", 3), ("d/draft", 0)];
     assert_eq!(told, expected.map(|(name, size)| (name.to_owned(), size)));
     bench.main().rmdir(Ino::ROOT, b"d", None).unwrap();
-    let old = bench.main().place_of(Ino::ROOT, &[b"d", b"draft"], None).unwrap();
-    assert_eq!(found(bench.main(), old).unwrap().len(), 3, "a file in a directory that is gone, too");
+    let old = bench.main().name_path(Ino::ROOT, &["d", "draft"]).unwrap();
+    assert_eq!(found(bench.main(), &old).unwrap().len(), 3, "a file in a directory that is gone, too");
 }
 
 /// The last moment that shows a version may give it another path than the snapshot that is listed.
@@ -214,12 +259,12 @@ fn a_version_has_the_path_that_its_newest_snapshot_shows() {
     };
     rename((Ino::ROOT, b"dir2"), (Ino::ROOT, b"dir9"));
     rename((dir, b"f3"), (dir, b"f3n"));
-    let place = bench.main().place_of(Ino::ROOT, &[b"dir9", b"f3n"], None).unwrap();
+    let path = bench.main().name_path(Ino::ROOT, &["dir9", "f3n"]).unwrap();
     let told = |v: &FileVersion| {
         let text = |path: &[u8]| String::from_utf8(path.to_vec()).unwrap();
         (text(&v.path), v.snapshot_path.as_deref().map(text), v.snapshots.join(","))
     };
-    let told: Vec<_> = found(bench.main(), place).unwrap().iter().map(told).collect();
+    let told: Vec<_> = found(bench.main(), &path).unwrap().iter().map(told).collect();
     assert_eq!(told[0], ("dir9/f3n".into(), None, String::new()));
     assert_eq!(told[1], ("dir9/f3".into(), Some("dir2/f3".into()), "dA".into()));
 }
@@ -239,18 +284,19 @@ fn a_user_is_told_only_the_versions_that_he_could_read() {
         bench.main().fsync(file).unwrap();
         chmod(mode);
     }
-    let place = bench.main().place_of(Ino::ROOT, &[b"f"], None).unwrap();
+    let path = bench.main().name_path(Ino::ROOT, &[b"f"]).unwrap();
     let user = User { uid: 1000, gid: 1000, groups: vec![] };
     let mut sizes = Vec::new();
     let mut visit = |v: FileVersion| {
         sizes.push(v.size);
         Ok(true)
     };
-    bench.main().versions(place, Some(&user), &mut visit).unwrap();
+    bench.main().versions(&path, Some(&user), &mut visit).unwrap();
     assert_eq!(sizes, [3, 1]);
     let dir = bench.make(Ino::ROOT, "closed", FileKind::Dir);
     bench.file(dir, "g");
-    let find = |user| bench.main().place_of(Ino::ROOT, &[b"closed", b"g"], user);
-    assert!(matches!(find(Some(&user)), Err(FsError::NotFound)), "no guessing of names in there");
-    assert_eq!(find(None).unwrap().0, dir);
+    let path = bench.main().name_path(Ino::ROOT, &["closed", "g"]).unwrap();
+    let told = |user| bench.main().versions(&path, user, &mut |_| Ok(true));
+    assert!(matches!(told(Some(&user)), Err(FsError::NotFound)), "no guessing of names in there");
+    told(None).unwrap();
 }

@@ -301,6 +301,26 @@ impl Model {
         });
         Model { nodes: nodes.collect(), patterns: self.patterns }
     }
+
+    /// What a path leads to.
+    pub fn find(&self, names: &[Vec<u8>]) -> Option<Ino> {
+        names.iter().try_fold(Ino::ROOT, |dir, name| self.nodes.get(&dir)?.entries.get(name).copied())
+    }
+
+    /// The paths of all that is no directory.
+    pub fn paths(&self) -> Vec<Vec<Vec<u8>>> {
+        let (mut paths, mut left) = (Vec::new(), vec![(Ino::ROOT, Vec::new())]);
+        while let Some((dir, path)) = left.pop() {
+            for (name, ino) in &self.get(dir).entries {
+                let path = [&path[..], std::slice::from_ref(name)].concat();
+                match self.get(*ino).kind {
+                    FileKind::Dir => left.push((*ino, path)),
+                    _ => paths.push(path),
+                }
+            }
+        }
+        paths
+    }
 }
 
 /// Compares one node with what the volume shows at `at`.

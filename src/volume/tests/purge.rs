@@ -1,6 +1,7 @@
 //! Purging: by hand, of random files in random histories against the model, and cut short.
 
 mod cut;
+mod paths;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +17,7 @@ use crate::store::index::keys::{self, Family};
 use crate::store::model::Recipe;
 use crate::types::ChunkId;
 use crate::volume::policy::Setting;
-use crate::volume::purge::{Host, Past, Place, Purged};
+use crate::volume::purge::{Host, Past, Purged};
 use crate::volume::restore::{Restore, Touched};
 
 /// A kernel that holds some inodes, and nothing else.
@@ -44,18 +45,19 @@ impl Host for Kernel {
 }
 
 impl Bench {
-    fn place(&self, dir: Ino, name: &str) -> Place {
-        (dir, self.main().name_hash(name.as_bytes()))
+    /// A name in a directory, whatever path that has.
+    fn name_in(&self, dir: Ino, name: &str) -> NamePath {
+        self.main().name_path(dir, &[name]).unwrap()
     }
 
-    fn purge_by(&self, place: Place, dry_run: bool, kernel: &Kernel) -> FsResult<Purged> {
+    fn purge_by(&self, path: &NamePath, dry_run: bool, kernel: &Kernel) -> FsResult<Purged> {
         self.rest();
         self.clock.advance(1_000_000);
-        self.volumes().purge(self.main(), place, dry_run, kernel, &Control::new(0))
+        self.volumes().purge(self.main(), path, dry_run, kernel, &Control::new(0))
     }
 
-    fn purge(&self, place: Place) -> FsResult<Purged> {
-        self.purge_by(place, false, &Kernel::default())
+    fn purge(&self, path: &NamePath) -> FsResult<Purged> {
+        self.purge_by(path, false, &Kernel::default())
     }
 
     /// The chunks of all versions of inodes.
@@ -127,12 +129,12 @@ fn a_file_goes_from_every_point_under_all_its_names_and_nothing_else_does() {
     let three = bench.snapshot("three");
     let inodes = BTreeSet::from([first, second]);
     let chunks = bench.chunks_of(&inodes);
-    let place = bench.place(b, "paper");
+    let path = bench.name_in(b, "paper");
     let last = bench.store().last();
-    let dry = bench.purge_by(place, true, &Kernel::default()).unwrap();
+    let dry = bench.purge_by(&path, true, &Kernel::default()).unwrap();
     assert_eq!(bench.store().last(), last, "a dry run commits nothing");
     let kernel = Kernel::default();
-    let done = bench.purge_by(place, false, &kernel).unwrap();
+    let done = bench.purge_by(&path, false, &kernel).unwrap();
     all_erased(&done);
     let counts = |p: &Purged| (p.files, p.versions, p.names.clone(), p.snapshots.clone(), p.bytes);
     assert_eq!(counts(&dry), counts(&done));
@@ -165,7 +167,7 @@ fn a_file_goes_from_every_point_under_all_its_names_and_nothing_else_does() {
         bench.fsck();
         bench.crash();
     }
-    assert!(matches!(bench.purge(place), Err(FsError::NotFound)), "nothing of that name is known");
+    assert!(matches!(bench.purge(&path), Err(FsError::NotFound)), "nothing of that name is known");
 }
 
 #[test]
@@ -177,7 +179,7 @@ fn copies_keep_their_data_and_are_named() {
     bench.write(copy, 0, &noise(1, 400_000));
     bench.volumes().sync().unwrap();
     bench.care();
-    let done = bench.purge(bench.place(Ino::ROOT, "f")).unwrap();
+    let done = bench.purge(&bench.name_in(Ino::ROOT, "f")).unwrap();
     all_erased(&done);
     assert_eq!(done.shared_bytes, 400_000);
     assert_eq!(done.shared_with, Some(vec![("main".to_owned(), b"/copy".to_vec())]));
@@ -201,7 +203,7 @@ fn data_that_only_forgotten_versions_share_goes_too() {
     bench.clock.advance(10 * 24 * 3600 * 1_000_000_000);
     let inodes = BTreeSet::from([file]);
     let chunks = bench.chunks_of(&inodes);
-    all_erased(&bench.purge(bench.place(Ino::ROOT, "f")).unwrap());
+    all_erased(&bench.purge(&bench.name_in(Ino::ROOT, "f")).unwrap());
     bench.nothing_left(&inodes, &chunks).unwrap();
     bench.fsck();
 }
@@ -233,8 +235,8 @@ fn old_records_tables_and_checkpoints_are_gone_from_the_disk() {
     for needle in [&marker[..], b"licence-of-somebody", b"points-to-somebody"] {
         assert!(!found(needle).is_empty(), "the search would miss it");
     }
-    all_erased(&bench.purge(bench.place(Ino::ROOT, "licence-of-somebody")).unwrap());
-    all_erased(&bench.purge(bench.place(Ino::ROOT, "link")).unwrap());
+    all_erased(&bench.purge(&bench.name_in(Ino::ROOT, "licence-of-somebody")).unwrap());
+    all_erased(&bench.purge(&bench.name_in(Ino::ROOT, "link")).unwrap());
     for needle in [&marker[..], b"licence-of-somebody", b"points-to-somebody"] {
         assert_eq!(found(needle), Vec::<PathBuf>::new());
     }
@@ -257,7 +259,7 @@ fn holds_immutability_and_programs_refuse_a_purge_and_leave_everything_as_it_is(
     let at = bench.snapshot("kept");
     main.hold_snapshot("kept", true).unwrap();
     bench.write(file, 0, b"now!");
-    let place = bench.place(Ino::ROOT, "f");
+    let path = bench.name_in(Ino::ROOT, "f");
     let unchanged = || {
         assert_eq!(
             (bench.read(Some(at), file), bench.read(None, file)),
@@ -265,14 +267,14 @@ fn holds_immutability_and_programs_refuse_a_purge_and_leave_everything_as_it_is(
         );
         assert!(bench.store().index().purges(main.id()).unwrap().is_empty());
     };
-    assert!(refused(bench.purge(place)).contains("snapshot kept is held"));
-    let dry = bench.purge_by(place, true, &Kernel::default()).unwrap();
+    assert!(refused(bench.purge(&path)).contains("snapshot kept is held"));
+    let dry = bench.purge_by(&path, true, &Kernel::default()).unwrap();
     assert!(dry.refused.len() == 1 && dry.refused[0].contains("snapshot kept is held"), "{dry:?}");
     unchanged();
     main.hold_snapshot("kept", false).unwrap();
     let set = |text: &str| main.set_policy(&Setting::all(&[text.into()]).unwrap(), false).unwrap();
     set("immutable=1h");
-    let line = refused(bench.purge(place));
+    let line = refused(bench.purge(&path));
     assert!(
         line.contains("kept is immutable until") && line.contains("within the immutable period"),
         "{line}"
@@ -281,10 +283,10 @@ fn holds_immutability_and_programs_refuse_a_purge_and_leave_everything_as_it_is(
     // What has been gone for so long, and is in no point that young, may go.
     let gone = main.unlink(Ino::ROOT, b"f", None).unwrap().unwrap();
     main.remove_orphan(gone).unwrap();
-    assert!(refused(bench.purge(place)).contains("within the immutable period"));
+    assert!(refused(bench.purge(&path)).contains("within the immutable period"));
     bench.clock.advance(4000 * 1_000_000_000);
     bench.snapshot("later");
-    all_erased(&bench.purge(place).unwrap());
+    all_erased(&bench.purge(&path).unwrap());
     assert!(main.getattr(Some(at), file).is_err());
     bench.clock.advance(4000 * 1_000_000_000);
     set("immutable=off");
@@ -292,12 +294,12 @@ fn holds_immutability_and_programs_refuse_a_purge_and_leave_everything_as_it_is(
     // Somebody has it open.
     let file = bench.file(Ino::ROOT, "f");
     let kernel = Kernel { holds: BTreeSet::from([file]), ..Kernel::default() };
-    assert!(refused(bench.purge_by(place, false, &kernel)).contains("has f open"));
+    assert!(refused(bench.purge_by(&path, false, &kernel)).contains("has f open"));
     assert!(main.lookup(None, Ino::ROOT, b"f").is_ok());
     let dir = bench.make(Ino::ROOT, "dir", FileKind::Dir);
-    assert!(matches!(bench.purge(bench.place(Ino::ROOT, "dir")), Err(FsError::IsDir)));
-    assert!(matches!(bench.purge(bench.place(dir, "never")), Err(FsError::NotFound)));
-    all_erased(&bench.purge(place).unwrap());
+    assert!(matches!(bench.purge(&bench.name_in(Ino::ROOT, "dir")), Err(FsError::IsDir)));
+    assert!(matches!(bench.purge(&bench.name_in(dir, "never")), Err(FsError::NotFound)));
+    all_erased(&bench.purge(&path).unwrap());
     bench.fsck();
 }
 
@@ -311,7 +313,7 @@ fn a_held_snapshot_does_not_keep_what_is_excluded() {
     bench.main().link(file, Ino::ROOT, b"g.tmp", None).unwrap();
     bench.snapshot("held");
     bench.main().hold_snapshot("held", true).unwrap();
-    let purged = bench.purge(bench.place(Ino::ROOT, "f.tmp")).unwrap();
+    let purged = bench.purge(&bench.name_in(Ino::ROOT, "f.tmp")).unwrap();
     all_erased(&purged);
     assert_eq!((purged.names_total, purged.snapshots_total), (2, 0));
     bench.fsck();
@@ -327,7 +329,7 @@ fn a_directory_that_lost_a_file_to_a_purge_is_restored_and_removed_as_any_other(
         bench.write(file, 0, name.as_bytes());
     }
     let at = bench.snapshot("s");
-    all_erased(&bench.purge(bench.place(dir, "f")).unwrap());
+    all_erased(&bench.purge(&bench.name_in(dir, "f")).unwrap());
     main.unlink(dir, b"g", None).unwrap();
     main.rmdir(Ino::ROOT, b"d", None).unwrap();
     let restore = Restore { at, path: vec![b"d".to_vec()], to: None, actor: None };
@@ -354,30 +356,14 @@ fn without(model: &Model, inodes: &BTreeSet<Ino>) -> Model {
 }
 
 impl Run {
-    /// Every name that a file has or had, as far as the model knows.
-    fn places(&self) -> Vec<(Ino, Vec<u8>)> {
-        let past = self.snaps.iter().map(|s| &s.model).chain(self.moments.iter().map(|(_, model)| model));
-        let mut places = BTreeSet::new();
-        for model in past.chain([&self.model]) {
-            for (dir, node) in &model.nodes {
-                let files = node.entries.iter().filter(|(_, ino)| model.get(**ino).kind != FileKind::Dir);
-                places.extend(files.map(|(name, _)| (*dir, name.clone())));
-            }
-        }
-        places.into_iter().collect()
-    }
-
     /// Purges some file, and compares every point with the model without it.
     fn purge(&mut self, which: u8) -> Outcome {
         self.sync()?;
-        let places = self.places();
-        if places.is_empty() {
-            return Ok(());
-        }
-        let (dir, name) = places[which as usize % places.len()].clone();
+        let paths: Vec<_> = self.paths().into_iter().collect();
+        let Some(names) = paths.get(which as usize % paths.len().max(1)) else { return Ok(()) };
         let volume = self.volume();
-        let place = (dir, volume.name_hash(&name));
-        let inodes = match volume.lineage(place) {
+        let path = volume.name_path(Ino::ROOT, names).unwrap();
+        let inodes = match volume.files_of(&path) {
             Ok(inodes) => inodes,
             // By now a directory has the name, or no point shows the file any more.
             Err(FsError::IsDir | FsError::NotFound) => return Ok(()),
@@ -385,13 +371,13 @@ impl Run {
         };
         let past = self.snaps.iter().map(|s| (s.lsn, &s.model));
         let past = past.chain(self.moments.iter().map(|(at, model)| (*at, model)));
-        for (_, model) in past.filter(|(at, _)| volume.is_readable(*at)) {
-            let model = model.shown();
-            let meant = model.nodes.get(&dir).and_then(|node| node.entries.get(&name));
-            if let Some(ino) =
-                meant.filter(|ino| model.get(**ino).kind != FileKind::Dir && !inodes.contains(ino))
+        let past = past.filter(|(at, _)| volume.is_readable(*at)).map(|(_, model)| model.shown());
+        for model in past.chain([self.model.clone()]) {
+            if let Some(ino) = model.find(names)
+                && model.get(ino).kind != FileKind::Dir
+                && !inodes.contains(&ino)
             {
-                return Err(format!("{name:?} in {dir} meant {ino}, which is not among {inodes:?}"));
+                return Err(format!("{names:?} meant {ino}, which is not among {inodes:?}"));
             }
         }
         // Also without a name: open files, and what a restore had prepared.
@@ -399,7 +385,7 @@ impl Run {
         let held = self.snaps.iter().any(|s| s.hold && inodes.iter().any(|ino| has(s, ino)));
         let guarded = self.immutable.iter().any(|(_, secs)| *secs > 0);
         let chunks = self.bench.chunks_of(&inodes);
-        match self.bench.purge(place) {
+        match self.bench.purge(&path) {
             Err(FsError::Held(_)) if held || guarded => return self.look(true),
             Ok(_) if held => return Err("a held snapshot showed it".into()),
             Ok(purged) if purged.left.is_empty() => {}

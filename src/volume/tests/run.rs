@@ -147,6 +147,12 @@ impl Run {
         self.model.nodes.iter().flat_map(entry).collect()
     }
 
+    /// Every path that a file has or had, as far as the model knows.
+    pub fn paths(&self) -> BTreeSet<Vec<Vec<u8>>> {
+        let past = self.snaps.iter().map(|s| &s.model).chain(self.moments.iter().map(|(_, model)| model));
+        past.chain([&self.model]).flat_map(Model::paths).collect()
+    }
+
     pub fn step(&mut self, op: &Op) -> Outcome {
         self.bench.clock.advance(1_000_003);
         self.apply(op)?;

@@ -36,7 +36,7 @@ fn a_temporary_file_that_is_renamed_into_place_has_its_whole_history_there() {
     assert!(names(&bench, Some(half), dir).is_empty());
     let scope = Scope::Dir(Ino::ROOT);
     // It was made before the point, and seen after it.
-    let changes = bench.main().diff(half, points[0].0, scope, None).unwrap();
+    let changes = bench.main().diff(half, points[0].0, [scope; 2], None).unwrap();
     assert_eq!(paths(changes), [(How::Added, "d/f".to_owned())]);
     bench.fsck();
 }
@@ -101,7 +101,7 @@ fn a_directory_moved_out_of_an_excluded_place_has_its_whole_history_from_then_on
     // A name that is given now is decided by where the directory lies now.
     assert!(!is_excluded(&bench, bench.file(set, "new")));
     assert!(is_excluded(&bench, bench.file(set, "new.tmp")));
-    let changes = bench.main().diff(before, at, Scope::Dir(Ino::ROOT), None).unwrap();
+    let changes = bench.main().diff(before, at, [Scope::Dir(Ino::ROOT); 2], None).unwrap();
     let added: BTreeSet<String> = paths(changes).into_iter().map(|(_, path)| path).collect();
     assert!(made.iter().all(|file| added.contains(&format!("out/set/{file}"))), "{added:?}");
     // Back again: what has a history keeps it.
@@ -285,7 +285,7 @@ fn what_has_a_history_keeps_it_in_an_excluded_place() {
         (bench.read(Some(before), file), bench.read(Some(at), file)),
         (b"one".to_vec(), b"one".to_vec())
     );
-    let changes = bench.main().diff(before, at, Scope::Dir(Ino::ROOT), None).unwrap();
+    let changes = bench.main().diff(before, at, [Scope::Dir(Ino::ROOT); 2], None).unwrap();
     assert!(paths(changes).contains(&(How::Renamed, "scratch/job/f".to_owned())));
     bench.fsck();
 }

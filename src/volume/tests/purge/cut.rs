@@ -86,9 +86,9 @@ fn a_purge_that_is_cut_short_is_carried_through_by_whoever_comes_next() {
     let inodes = BTreeSet::from([file]);
     let chunks = bench.chunks_of(&inodes);
     let camera = Camera { root: bench.root(), images: Mutex::default() };
-    let place = bench.place(dir, "f");
+    let path = bench.name_in(dir, "f");
     bench.rest();
-    let done = bench.volumes().purge(bench.main(), place, false, &camera, &Control::new(0)).unwrap();
+    let done = bench.volumes().purge(bench.main(), &path, false, &camera, &Control::new(0)).unwrap();
     all_erased(&done);
     bench.nothing_left(&inodes, &chunks).unwrap();
     let images = camera.images.into_inner();

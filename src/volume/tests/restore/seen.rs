@@ -79,7 +79,8 @@ fn versions(bench: &Bench, dir: Ino, name: &str) -> Vec<(String, u64, String)> {
         all.push((String::from_utf8(v.path).unwrap(), v.size, v.snapshots.join(",")));
         Ok(true)
     };
-    bench.main().versions((dir, bench.main().name_hash(name.as_bytes())), None, &mut visit).unwrap();
+    let path = bench.main().name_path(dir, &[name]).unwrap();
+    bench.main().versions(&path, None, &mut visit).unwrap();
     all
 }
 
@@ -106,9 +107,9 @@ fn versions_of_what_a_restore_removed_or_brought_back_are_told_where_they_can_be
     bench.point("u");
     bench.let_go();
     assert_eq!(versions(&bench, below, "g")[0], removed);
-    let place = bench.main().place_of(Ino::ROOT, &[b"new", b"below", b"g"], None).unwrap();
-    assert_eq!(place.0, below);
-    let purged = bench.volumes().purge(bench.main(), place, true, &Nobody, &Control::new(0)).unwrap();
+    let path = bench.main().name_path(Ino::ROOT, &["new", "below", "g"]).unwrap();
+    assert_eq!(bench.main().files_of(&path).unwrap(), BTreeSet::from([file]));
+    let purged = bench.volumes().purge(bench.main(), &path, true, &Nobody, &Control::new(0)).unwrap();
     assert_eq!(purged.names[0].path, b"new/below/g");
     let back = bench.find(None, "old/deep").unwrap();
     let told = versions(&bench, back, "f");

@@ -50,8 +50,8 @@ fn blocks(view: &View, inode: &Inode, ino: Ino, from: u64) -> FsResult<Vec<u64>>
     Ok(page)
 }
 
-/// Whether files consist of the same recipes.
-fn has_blocks(
+/// Whether files consist of the same recipes: then they have the same data, as far as their sizes go.
+pub(super) fn has_blocks(
     (past, point, then): (&View, Ino, &Inode),
     (live, ino, now): (&View, Ino, &Inode),
 ) -> FsResult<bool> {
