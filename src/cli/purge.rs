@@ -1,15 +1,15 @@
 //! `purge`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Outcome, output, resolve, restore, shown, unexpected};
+use super::{Outcome, io_error, output, resolve, restore, shown, unexpected};
 use crate::daemon::protocol::{ControlError, Kind, PurgeReport, PurgeRequest, Request, Response};
 
 /// Erase a file from every point: the present, all snapshots and every moment.
 ///
-/// All that the name ever meant goes, also what it replaced and what it was called before, under all other names of
+/// All that the path ever meant goes, also what it replaced and what it was called before, under all other names of
 /// it. The bytes leave the disk before this returns. Refused while a held snapshot or an immutable period needs it,
 /// and while a program has it open. Copies of it are other files. It cannot be undone.
 #[derive(Debug, Args)]
@@ -40,6 +40,7 @@ impl Purge {
             let path = shown(&self.path);
             return Err(ControlError::usage(format!("{path}: name a file by its path inside a mount")));
         };
+        refuse_links(&self.path)?;
         let resolved = resolve::path(&inside.dir, None, None)?;
         let request = PurgeRequest { place: inside.place, dry_run: self.dry_run };
         let Response::Purged(report) = resolved.ask(Request::Purge(request))? else {
@@ -66,6 +67,27 @@ impl Purge {
     }
 }
 
+/// A symbolic link in a mount leads elsewhere at other times, and what points show behind it then is not what it leads
+/// to now: one of the two would be left, or taken without having been meant.
+fn refuse_links(path: &Path) -> Result<(), ControlError> {
+    let path = std::path::absolute(path).map_err(|e| io_error("finding", path, &e))?;
+    let above = path.ancestors().skip(1).filter(|above| above.is_symlink());
+    for link in above {
+        let Some(dir) = link.parent() else { continue };
+        if !matches!(resolve::mount_of(dir), Ok(Some(_))) {
+            continue;
+        }
+        let real = path.parent().and_then(|dir| dir.canonicalize().ok()).zip(path.file_name());
+        let real =
+            real.map_or_else(|| "the file by its real path".to_owned(), |(dir, name)| shown(dir.join(name)));
+        return Err(ControlError::usage(format!(
+            "{} is a symbolic link; purge {real}, or rename the link to purge what had that path before it",
+            shown(link)
+        )));
+    }
+    Ok(())
+}
+
 fn lines(report: &PurgeReport) -> Vec<String> {
     let mut lines = Vec::new();
     if report.resumed {
@@ -83,7 +105,7 @@ fn lines(report: &PurgeReport) -> Vec<String> {
     }
     for name in report.names.iter().take(SHOWN) {
         let live = if name.live { "" } else { ", not there any more" };
-        lines.push(format!("  {} ({} versions{live})", name.path, name.versions));
+        lines.push(format!("  {} ({} versions{live})", output::escaped(&name.path), name.versions));
     }
     let more = report.names_total.saturating_sub(report.names.len().min(SHOWN) as u64);
     if more > 0 {
@@ -99,7 +121,7 @@ fn lines(report: &PurgeReport) -> Vec<String> {
         let bytes = output::bytes(report.shared_bytes);
         lines.push(format!("{bytes} stay, since other files have the same data"));
         for file in report.shared_with.iter().flatten() {
-            lines.push(format!("  {} (volume {})", file.path, file.volume));
+            lines.push(format!("  {} (volume {})", output::escaped(&file.path), file.volume));
         }
     }
     lines.extend(report.refused.iter().map(|reason| format!("would be refused: {reason}")));

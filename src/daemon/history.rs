@@ -101,10 +101,21 @@ impl Subject {
     fn scopes(&self, path: Option<&NamePath>, points: [Lsn; 2]) -> Result<[Scope; 2], ControlError> {
         let failed = |e| control_error(&format!("comparing {}", self.shown()), e);
         let Some(path) = path else { return Ok([Scope::Dir(self.dir); 2]) };
-        let dir = self.names.is_empty().then_some(self.dir);
-        let scopes = self.volume.scopes(path, dir, points, self.user.as_ref()).map_err(failed)?;
+        let inside = self.names.is_empty();
+        let scopes = self.volume.scopes(path, inside, points, self.user.as_ref()).map_err(failed)?;
         let shown = self.shown();
         scopes.ok_or_else(|| ControlError::failed(format!("{shown}: nothing has that name at either point")))
+    }
+
+    /// Whether it is a directory that the caller can see now.
+    fn may_know_directory(&self) -> bool {
+        let at = self.volume.latest();
+        let place = self
+            .path()
+            .ok()
+            .flatten()
+            .and_then(|path| self.volume.place_at(&path, at, self.user.as_ref()).ok().flatten());
+        self.names.is_empty() || place.is_some_and(|place| self.volume.is_directory(place, at))
     }
 
     /// The path asked about, for messages.
@@ -197,13 +208,19 @@ pub(super) fn log(
 ) -> Outcome {
     let subject = subject(open, caller, &request.target, Some(&request.path))?;
     let shown = subject.shown();
+    // A user does not learn whether something has a name where he may not look.
+    let what = if subject.user.is_some() {
+        "nothing of that name that you may read"
+    } else {
+        "nothing of that name"
+    };
+    let nothing = || ControlError::failed(format!("{shown}: {what} is known, now or before"));
     let failed = |e| match e {
-        FsError::NotFound => {
-            ControlError::failed(format!("{shown}: nothing of that name is known, now or before"))
-        }
-        FsError::IsDir => {
+        FsError::NotFound => nothing(),
+        FsError::IsDir if subject.user.is_none() || subject.may_know_directory() => {
             ControlError::usage(format!("{shown} is a directory; log tells the versions of a file"))
         }
+        FsError::IsDir => nothing(),
         e => control_error(&shown, e),
     };
     let path = subject.path().and_then(|path| path.ok_or(FsError::IsDir)).map_err(failed)?;
@@ -231,7 +248,7 @@ pub(super) fn log(
         return Err(left);
     }
     if told == 0 && limit > 0 {
-        return Err(ControlError::failed(format!("{shown}: no version that you may read is kept")));
+        return Err(nothing());
     }
     if !part.is_empty() {
         listener.part(Part::Versions(part))?;

@@ -1,6 +1,8 @@
 //! Purging in a mounted volume, and going on with what was cut short.
 
-use std::path::Path;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -107,13 +109,14 @@ fn is_directory(shown: &str) -> ControlError {
 }
 
 fn report(volume: String, path: String, dry_run: bool, resumed: bool, purged: Purged) -> PurgeReport {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let path_of = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
     let name = |name: &crate::volume::purge::PurgedName| PurgedName {
-        path: text(&name.path),
+        path: path_of(&name.path),
         live: name.live,
         versions: name.versions,
     };
-    let file = |(volume, path): &(String, Vec<u8>)| SharingFile { volume: volume.clone(), path: text(path) };
+    let file =
+        |(volume, path): &(String, Vec<u8>)| SharingFile { volume: volume.clone(), path: path_of(path) };
     PurgeReport {
         volume,
         path,

@@ -2,7 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use std::path::PathBuf;
+
 use super::restore_report::Place;
+use super::text::wire_path;
 
 /// A purge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -17,8 +20,9 @@ pub struct PurgeRequest {
 /// A name under which the file is or was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PurgedName {
-    /// Its path from the volume's root; for display.
-    pub path: String,
+    /// Its path from the volume's root.
+    #[serde(with = "wire_path")]
+    pub path: PathBuf,
     /// Whether it had it when the purge began.
     pub live: bool,
     /// Versions that the file had under it.
@@ -30,8 +34,9 @@ pub struct PurgedName {
 pub struct SharingFile {
     /// Its volume.
     pub volume: String,
-    /// Its path from there; for display.
-    pub path: String,
+    /// Its path from there.
+    #[serde(with = "wire_path")]
+    pub path: PathBuf,
 }
 
 /// What a purge came to, or would come to, as `--json` shows it.

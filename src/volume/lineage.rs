@@ -168,30 +168,51 @@ impl Volume {
     }
 
     /// Where a path ends at a point: the directory that holds its last name there, if it has one, and that name. A
-    /// `user` finds nothing in directories below that he may not search.
+    /// `user` finds nothing in directories that he may not search there.
     ///
     /// # Errors
     /// From the store.
     pub fn place_at(&self, path: &NamePath, at: Lsn, user: Option<&User>) -> FsResult<Option<Place>> {
         let view = self.view(Some(at));
+        let closed = |dir: Ino| -> FsResult<bool> {
+            let Some(user) = user else { return Ok(false) };
+            let Some(inode) = view.inode(dir)? else { return Ok(true) };
+            Ok(self.granted(view.at(), dir, &inode.item.attrs, user)? & SEARCH == 0)
+        };
         let mut dir = path.from;
         for name in &path.above {
+            if closed(dir)? {
+                return Ok(None);
+            }
             let entry = view.dirent(dir, name)?.filter(|entry| entry.kind == FileKind::Dir);
             let Some(entry) = entry else { return Ok(None) };
             dir = entry.ino;
-            if let Some(user) = user {
-                let Some(inode) = view.inode(dir)? else { return Ok(None) };
-                if self.granted(view.at(), dir, &inode.item.attrs, user)? & SEARCH == 0 {
-                    return Ok(None);
-                }
-            }
         }
-        Ok(Some((dir, path.last)))
+        Ok((!closed(dir)?).then_some((dir, path.last)))
     }
 
-    /// What a path means or meant last.
-    pub(super) fn last_meaning(&self, path: &NamePath, user: Option<&User>) -> FsResult<Option<Meaning>> {
-        Meanings::new(self, path, user).next()
+    /// Whether a name means a directory at a point.
+    pub fn is_directory(&self, place: Place, at: Lsn) -> bool {
+        let entry = self.view(Some(at)).dirent(place.0, &place.1);
+        matches!(entry, Ok(Some(entry)) if entry.kind == FileKind::Dir)
+    }
+
+    /// The file that a path means or meant last.
+    ///
+    /// # Errors
+    /// [`FsError::NotFound`] when it never meant anything that is still known, [`FsError::IsDir`] when it means a
+    /// directory now or only ever meant directories; from the store.
+    pub(super) fn last_file(&self, path: &NamePath, user: Option<&User>) -> FsResult<Meaning> {
+        let mut meanings = Meanings::new(self, path, user);
+        let mut nothing = FsError::NotFound;
+        while let Some(meaning) = meanings.next()? {
+            match meaning.kind {
+                FileKind::Dir if meaning.end == Lsn::MAX => return Err(FsError::IsDir),
+                FileKind::Dir => nothing = FsError::IsDir,
+                _ => return Ok(meaning),
+            }
+        }
+        Err(nothing)
     }
 
     /// The files of a path, as [`Lineage`] says.

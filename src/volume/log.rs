@@ -69,10 +69,7 @@ impl Volume {
         user: Option<&User>,
         visit: &mut dyn FnMut(FileVersion) -> FsResult<bool>,
     ) -> FsResult<()> {
-        let newest = self.last_meaning(path, user)?.ok_or(FsError::NotFound)?;
-        if newest.kind == FileKind::Dir {
-            return Err(FsError::IsDir);
-        }
+        let newest = self.last_file(path, user)?;
         self.commit_file(newest.ino)?;
         let mut told = false;
         let mut visit = |version| {
@@ -220,7 +217,14 @@ impl Walk<'_> {
             self.pending = Some((meaning.place, version));
         }
         let Some((_, pending)) = &mut self.pending else { return Ok(()) };
-        let shown = self.volume.reaching(dir, self.volume.snapshots_in(since, lsn)?)?;
+        let mut shown = self.volume.reaching(dir, self.volume.snapshots_in(since, lsn)?)?;
+        if self.user.is_some() {
+            let mut open = Vec::with_capacity(shown.len());
+            for at in shown {
+                open.extend(self.volume.path_at(meaning.place, at, self.user)?.map(|_| at));
+            }
+            shown = open;
+        }
         if let Some(newest) = shown.last().filter(|_| pending.snapshots_total == 0) {
             let path = self.volume.path_at(meaning.place, *newest, self.user)?;
             pending.snapshot_path = path.filter(|path| *path != pending.path);

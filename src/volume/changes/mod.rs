@@ -11,7 +11,7 @@ use super::lineage::{NamePath, Place};
 use super::user::User;
 use super::{FsError, FsResult, Volume};
 use crate::store::model::{Dirent, FileKind};
-use crate::types::{Ino, Lsn};
+use crate::types::Lsn;
 use compare::Comparison;
 
 pub use tree::Scope;
@@ -92,16 +92,16 @@ impl Volume {
         changes
     }
 
-    /// What of the volume a path means at each of two points; None if it means nothing at either. With `dir`, the
-    /// directory that has the path now, it is what lies in it. Where it means nothing at the earlier point, it is what
-    /// it means later: that may have had another path then.
+    /// What of the volume a path means at each of two points; None if it means nothing at either. With `inside`, a
+    /// directory is what lies in it, unless the path means something else at the other point. Where it means nothing
+    /// at the earlier point, it is what it means later: that may have had another path then.
     ///
     /// # Errors
     /// From the store.
     pub fn scopes(
         &self,
         path: &NamePath,
-        dir: Option<Ino>,
+        inside: bool,
         points: [Lsn; 2],
         user: Option<&User>,
     ) -> FsResult<Option<[Scope; 2]>> {
@@ -110,14 +110,13 @@ impl Volume {
             Ok(self.view(Some(at)).dirent(place.0, &place.1)?.map(|entry| (place, entry)))
         };
         let there = [look(points[0])?, look(points[1])?];
-        if let Some(dir) = dir {
-            return Ok(Some(there.map(|there| match there {
-                Some((_, entry)) if entry.kind == FileKind::Dir => Scope::Dir(entry.ino),
-                _ => Scope::Dir(dir),
-            })));
-        }
-        // What the path means later may have had another path before, with a directory above it.
-        let [was, is] = there.map(|there| there.map(|(place, _)| Scope::Name(place)));
+        let is_dir = |(_, entry): &(Place, Dirent)| entry.kind == FileKind::Dir;
+        let inside = inside && there.iter().flatten().all(is_dir);
+        let scope = |(place, entry): (Place, Dirent)| match inside {
+            true => Scope::Dir(entry.ino),
+            false => Scope::Name(place),
+        };
+        let [was, is] = there.map(|there| there.map(scope));
         let scopes = [was.or(is), is].map(|scope| scope.unwrap_or(Scope::Nothing));
         Ok((scopes != [Scope::Nothing; 2]).then_some(scopes))
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Purged, PurgedName};
 use crate::store::index::keys::{self, Family};
-use crate::store::model::{Dirent, FileKind};
+use crate::store::model::Dirent;
 use crate::store::{Purge, PurgeData};
 use crate::types::limits::PURGE_LISTED_MAX;
 use crate::types::{Ino, Lsn};
@@ -61,14 +61,15 @@ impl Found {
     }
 }
 
+/// What is told of a name whose path is not known.
+fn somewhere(name: &Name) -> (Vec<u8>, bool) {
+    ([b".../", name.name.as_slice()].concat(), name.is_live())
+}
+
 impl Volume {
     /// The inodes that a path means or ever meant, and those that were before them, as [`Volume::versions`] walks.
     pub(in crate::volume) fn files_of(&self, path: &NamePath) -> FsResult<BTreeSet<Ino>> {
-        match self.last_meaning(path, None)? {
-            None => return Err(FsError::NotFound),
-            Some(meaning) if meaning.kind == FileKind::Dir => return Err(FsError::IsDir),
-            Some(_) => {}
-        }
+        self.last_file(path, None)?;
         let mut inodes = BTreeSet::new();
         let mut lineage = self.lineage(path, None)?;
         while let Some(meaning) = lineage.next()? {
@@ -98,7 +99,8 @@ impl Volume {
         let mut lives: BTreeMap<Ino, Vec<Life>> = BTreeMap::new();
         for ino in inodes {
             self.view(None).inode_spans(*ino, Lsn::MAX, |span| {
-                let (since, end, shown) = (span.since, span.end, !span.item.attrs.excluded);
+                let attrs = &span.item.attrs;
+                let (since, end, shown) = (span.since, span.end, !attrs.excluded && attrs.nlink > 0);
                 lives.entry(*ino).or_default().push(Life { since, end, shown });
                 Ok(true)
             })?;
@@ -152,7 +154,11 @@ impl Volume {
         for name in &found.names {
             let lives = found.lives.get(&name.ino).into_iter().flatten();
             let versions = lives.filter(|l| l.since < name.end && name.since < l.end).count() as u64;
-            let seen = self.paths_of(name)?;
+            let seen = match self.paths_of(name) {
+                // No program can name it by its path either.
+                Err(FsError::TooMany(_)) => vec![somewhere(name)],
+                seen => seen?,
+            };
             for (path, live) in seen {
                 let known = paths.entry(path.clone());
                 let known = known.or_insert_with(|| PurgedName { path, live: false, versions: 0 });
@@ -205,7 +211,7 @@ impl Volume {
             }
         }
         if paths.is_empty() {
-            paths.push(([b".../", name.name.as_slice()].concat(), name.is_live()));
+            paths.push(somewhere(name));
         }
         Ok(paths)
     }

@@ -1,5 +1,7 @@
 //! `diff` against two full walks.
 
+mod paths;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
@@ -397,64 +399,4 @@ fn what_moved_into_a_part_of_the_volume_came_with_all_that_it_holds() {
     assert_eq!(lines(&bench, a, Scope::Dir(part), None), below_part);
     let whole = ["Renamed moved -> part/here", "Modified part/here/below/file*", "Added part/here/below/new"];
     assert_eq!(lines(&bench, a, ROOT, None), whole);
-}
-
-/// The scopes of a path, as a directory if it is one now.
-fn scopes(bench: &Bench, path: &[&str], a: Lsn) -> [Scope; 2] {
-    let main = bench.main();
-    let look = |dir, name: &&str| main.lookup(None, dir, name.as_bytes()).map(|attr| attr.ino);
-    let dir = path.iter().try_fold(Ino::ROOT, look).ok();
-    let dir = dir.filter(|ino| main.getattr(None, *ino).unwrap().attrs.kind == FileKind::Dir);
-    let path = main.name_path(Ino::ROOT, path).unwrap();
-    main.scopes(&path, dir, [a, main.latest()], None).unwrap().unwrap()
-}
-
-#[test]
-fn what_is_made_again_as_it_was_has_not_changed_and_other_contents_have() {
-    let bench = Bench::new(quiet());
-    let main = bench.main();
-    let dir = bench.make(Ino::ROOT, "d", FileKind::Dir);
-    for (i, name) in ["same", "other", "gone"].iter().enumerate() {
-        let file = bench.file(dir, name);
-        bench.write(file, 0, &noise(i as u64, 700_000));
-    }
-    let a = bench.snapshot("a");
-    rename(&bench, (Ino::ROOT, "d"), (Ino::ROOT, "old"));
-    let new = bench.make(Ino::ROOT, "d", FileKind::Dir);
-    for (name, seed) in [("same", 0), ("other", 7), ("added", 8)] {
-        let file = bench.file(new, name);
-        bench.write(file, 0, &noise(seed, 700_000));
-    }
-    main.commit_all().unwrap();
-    let told = |path: &[&str]| {
-        let changes = main.diff(a, main.latest(), scopes(&bench, path, a), None).unwrap();
-        changes
-            .iter()
-            .map(|c| format!("{:?} {}", c.how, String::from_utf8_lossy(&c.path)))
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(told(&["d"]), ["Added added", "Removed gone", "Modified other"]);
-    assert_eq!(told(&["d", "same"]), Vec::<String>::new());
-    assert_eq!(told(&["d", "other"]), ["Modified other"]);
-    assert_eq!(told(&["d", "gone"]), ["Removed gone"]);
-    assert_eq!(told(&["old"]), Vec::<String>::new(), "it had another name");
-    let path = main.name_path(Ino::ROOT, &["d", "never"]).unwrap();
-    assert_eq!(main.scopes(&path, None, [a, main.latest()], None).unwrap(), None);
-    for name in ["same", "other", "added"] {
-        main.unlink(new, name.as_bytes(), None).unwrap();
-    }
-    main.rmdir(Ino::ROOT, b"d", None).unwrap();
-    assert_eq!(told(&["d", "same"]), ["Removed same"]);
-    // The very files, in a directory that takes the other's path.
-    let third = bench.make(Ino::ROOT, "third", FileKind::Dir);
-    for name in ["same", "other", "gone"] {
-        rename(&bench, (dir, name), (third, name));
-    }
-    main.rmdir(Ino::ROOT, b"old", None).unwrap();
-    rename(&bench, (Ino::ROOT, "third"), (Ino::ROOT, "d"));
-    for path in [&["d"][..], &["d", "other"]] {
-        assert_eq!(told(path), Vec::<String>::new());
-    }
-    let changes = main.diff(a, main.latest(), [ROOT; 2], None).unwrap();
-    assert_eq!(changes, [], "of the whole volume");
 }

@@ -380,8 +380,8 @@ impl Run {
                 return Err(format!("{names:?} meant {ino}, which is not among {inodes:?}"));
             }
         }
-        // Also without a name: open files, and what a restore had prepared.
-        let has = |s: &Snap, ino: &Ino| s.model.shown().nodes.contains_key(ino) || s.staged.contains(ino);
+        // Without a name nothing shows it: open files, and what a restore had prepared.
+        let has = |s: &Snap, ino: &Ino| s.model.shown().nodes.get(ino).is_some_and(|node| node.nlink > 0);
         let held = self.snaps.iter().any(|s| s.hold && inodes.iter().any(|ino| has(s, ino)));
         let guarded = self.immutable.iter().any(|(_, secs)| *secs > 0);
         let chunks = self.bench.chunks_of(&inodes);

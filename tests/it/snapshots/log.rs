@@ -106,3 +106,48 @@ fn what_has_no_versions_is_refused_in_one_line() {
     store.refused(10, &args!["log", store.home().join("nothing")]);
     store.refused(10, &args!["log", store.path().join("config.toml")]);
 }
+
+/// Whether something has or had a name in a directory that somebody may not search, or might not then, is the same to
+/// that user as if it never had been.
+#[test]
+fn a_user_learns_of_no_name_where_he_could_not_look() {
+    let mount = Store::encrypted().mount();
+    let sub = mount.path().join("sub");
+    chmod(mount.path(), 0o755).expect("chmod");
+    fs::create_dir(&sub).expect("mkdir");
+    chmod(&sub, 0o700).expect("chmod");
+    write(&sub.join("file"), "secret");
+    fs::create_dir(sub.join("dir")).expect("mkdir");
+    mount.snapshot("closed");
+    fs::remove_file(sub.join("file")).and_then(|()| fs::remove_dir(sub.join("dir"))).expect("removing");
+    let look = |command: &str, name: &str| {
+        let mut args = args![command, mount.path().join(name)].to_vec();
+        args.extend((command == "diff").then(|| "closed".into()));
+        // Some messages say all of the path.
+        let line = mount.store().as_nobody(&args).expect_refusal(1);
+        line.replace("sub/", "").replace(name.trim_start_matches("sub/"), "NAME")
+    };
+    for mode in [0o700, 0o755] {
+        chmod(&sub, mode).expect("chmod");
+        for command in ["log", "diff"] {
+            let never = look(command, "sub/none");
+            assert_eq!(look(command, "sub/file"), never, "{command}, {mode:o}");
+            assert_eq!(look(command, "sub/dir"), never, "{command}, {mode:o}");
+        }
+    }
+    // In the root, and snapshots in which it could not be reached.
+    write(&mount.path().join("rooted"), "x");
+    chmod(&mount.path().join("rooted"), 0o644).expect("chmod");
+    chmod(mount.path(), 0o700).expect("chmod");
+    mount.snapshot("rootless");
+    chmod(mount.path(), 0o755).expect("chmod");
+    mount.snapshot("open");
+    let told = mount.store().as_nobody(&args!["log", mount.path().join("rooted"), "--json"]).expect_ok();
+    assert!(told.contains("\"open\"") && !told.contains("rootless"), "{told}");
+    fs::remove_file(mount.path().join("rooted")).expect("removing");
+    let look = |name: &str| {
+        let args = args!["diff", mount.path().join(name), "rootless"];
+        mount.store().as_nobody(&args).expect_refusal(1).replace(name, "NAME")
+    };
+    assert_eq!(look("rooted"), look("nowhere"));
+}

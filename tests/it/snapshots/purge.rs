@@ -171,6 +171,52 @@ fn a_file_that_is_gone_or_is_no_regular_file_is_purged_too() {
 }
 
 #[test]
+fn a_purge_through_a_link_is_refused() {
+    let mount = Store::encrypted().mount();
+    let at = |path: &str| mount.path().join(path);
+    fs::create_dir(at("cur")).and_then(|()| fs::create_dir(at("next"))).expect("mkdir");
+    fs::write(at("cur/f"), "before the link").expect("writing");
+    mount.snapshot("s");
+    fs::rename(at("cur"), at("old")).expect("renaming");
+    std::os::unix::fs::symlink("next", at("cur")).expect("linking");
+    fs::write(at("next/f"), "behind the link").expect("writing");
+    for path in ["cur/f", "cur/never", "cur/../cur/f"] {
+        let line = refused(&mount, 2, path);
+        assert!(line.contains("cur is a symbolic link; purge "), "{line}");
+    }
+    // What had the path, and what the link leads to.
+    fs::rename(at("cur"), at("link")).expect("renaming");
+    purge(&mount, "cur/f", &[]);
+    is_gone(&mount.at("s/cur/f"));
+    is_gone(&at("old/f"));
+    assert_eq!(fs::read_to_string(at("link/f")).expect("reading"), "behind the link");
+    // A link outside of the mount says nothing of what lies in it.
+    let outside = mount.store().home().join("outside");
+    std::os::unix::fs::symlink(mount.path(), &outside).expect("linking");
+    mount.store().ok(&args!["purge", outside.join("next/f"), "--all-history"]);
+    is_gone(&at("next/f"));
+    fsck(&mount.umount());
+}
+
+#[test]
+fn names_that_are_no_text_are_told_as_they_are() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mount = Store::encrypted().mount();
+    for name in [&b"b\xff"[..], b"b\xfe", b"new\nline"] {
+        fs::write(mount.path().join(std::ffi::OsStr::from_bytes(name)), "x").expect("writing");
+    }
+    let told = |name: &[u8], dry: &str| {
+        let path = mount.path().join(std::ffi::OsStr::from_bytes(name));
+        mount.store().json(&args!["purge", path, "--all-history", dry])[0]["names"][0]["path"].clone()
+    };
+    assert_eq!(told(b"b\xff", "--dry-run"), json!({ "hex": "62ff" }));
+    assert_eq!(told(b"b\xfe", "--dry-run"), json!({ "hex": "62fe" }));
+    let path = mount.path().join("new\nline");
+    let text = mount.store().ok(&args!["purge", path, "--all-history"]);
+    assert!(text.contains("  new\\nline ("), "{text}");
+}
+
+#[test]
 fn what_must_not_be_purged_is_refused_with_the_reason_and_stays() {
     let mount = Store::encrypted().mount();
     let file = mount.path().join("f");

@@ -86,3 +86,57 @@ fn a_file_goes_from_every_directory_that_its_path_ever_led_through() {
     assert!(matches!(bench.purge(&path), Err(FsError::NotFound)));
     bench.fsck();
 }
+
+#[test]
+fn what_a_path_meant_before_it_was_a_directory_is_within_reach_once_that_is_gone() {
+    let bench = Bench::new(quiet());
+    let main = bench.main();
+    let file = bench.file(Ino::ROOT, "k");
+    bench.write(file, 0, &noise(1, 50_000));
+    let point = bench.snapshot("s");
+    main.unlink(Ino::ROOT, b"k", None).unwrap();
+    bench.make(Ino::ROOT, "k", FileKind::Dir);
+    let path = main.name_path(Ino::ROOT, &["k"]).unwrap();
+    let told = || main.versions(&path, None, &mut |_| Ok(true));
+    assert!(matches!(bench.purge(&path), Err(FsError::IsDir)) && matches!(told(), Err(FsError::IsDir)));
+    main.rmdir(Ino::ROOT, b"k", None).unwrap();
+    told().unwrap();
+    all_erased(&bench.purge(&path).unwrap());
+    assert!(find(&bench, Some(point), "k").is_err());
+    assert!(matches!(told(), Err(FsError::IsDir)), "it only ever meant a directory");
+    bench.fsck();
+}
+
+/// It was removed and still open when the snapshot was made.
+#[test]
+fn a_held_snapshot_does_not_keep_what_it_does_not_show() {
+    let bench = Bench::new(quiet());
+    let main = bench.main();
+    let file = bench.file(Ino::ROOT, "f");
+    bench.write(file, 0, &noise(1, 50_000));
+    main.unlink(Ino::ROOT, b"f", None).unwrap();
+    bench.snapshot("held");
+    main.hold_snapshot("held", true).unwrap();
+    main.remove_orphan(file).unwrap();
+    let purged = bench.purge(&main.name_path(Ino::ROOT, &["f"]).unwrap()).unwrap();
+    all_erased(&purged);
+    assert_eq!(purged.snapshots_total, 0);
+    bench.fsck();
+}
+
+/// Longer than anything that a comparison tells, let alone a program can name.
+#[test]
+fn a_name_at_the_end_of_a_very_long_path_keeps_nobody_from_purging() {
+    let bench = Bench::new(quiet());
+    let main = bench.main();
+    let file = bench.file(Ino::ROOT, "f");
+    let long = "L".repeat(252);
+    let deep = (0..70).fold(Ino::ROOT, |dir, _| bench.make(dir, &long, FileKind::Dir));
+    main.link(file, deep, b"again", None).unwrap();
+    bench.snapshot("s");
+    let purged = bench.purge(&main.name_path(Ino::ROOT, &["f"]).unwrap()).unwrap();
+    all_erased(&purged);
+    let names: Vec<_> = purged.names.iter().map(|n| String::from_utf8_lossy(&n.path).into_owned()).collect();
+    assert_eq!(names, [".../again", "f"]);
+    bench.fsck();
+}
